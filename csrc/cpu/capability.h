@@ -1,0 +1,31 @@
+// Instruction sets that the vector kernels (csrc/cpu/*.cpp) are compiled for. setup.py compiles each
+// of them once per set, in a namespace of the set's name; the choice is made at run time.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define TILEWISE_FOR_EACH_CAPABILITY(F) F(DEFAULT) F(AVX2) F(AVX512)
+#else
+#define TILEWISE_FOR_EACH_CAPABILITY(F) F(DEFAULT)
+#endif
+
+namespace tilewise {
+
+enum class Capability { DEFAULT, AVX2, AVX512 };
+
+// What this process uses: torch's own choice, which ATEN_CPU_CAPABILITY can lower.
+Capability cpu_capability();
+
+// Whether the CPU multiplies bfloat16 natively (AVX-512 BF16, AMX).
+bool cpu_has_bf16();
+
+}  // namespace tilewise
+
+// TILEWISE_DISPATCH(f): the function f of this machine's instruction set.
+#if defined(__x86_64__) || defined(_M_X64)
+#define TILEWISE_DISPATCH(function)                                               \
+  (::tilewise::cpu_capability() == ::tilewise::Capability::AVX512   ? &AVX512::function \
+   : ::tilewise::cpu_capability() == ::tilewise::Capability::AVX2   ? &AVX2::function   \
+                                                                    : &DEFAULT::function)
+#else
+#define TILEWISE_DISPATCH(function) (&DEFAULT::function)
+#endif

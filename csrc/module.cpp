@@ -1,0 +1,81 @@
+// Python module tilewise._C: build information, and registration with torch's dispatcher.
+#include <ATen/Version.h>
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <memory>
+#include <string>
+
+#include "cpu/capability.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace tilewise {
+
+Capability cpu_capability() {
+  static const Capability chosen = [] {
+    const std::string name = at::get_cpu_capability();
+    return name == "AVX512" ? Capability::AVX512
+           : name == "AVX2" ? Capability::AVX2 : Capability::DEFAULT;
+  }();
+  return chosen;
+}
+
+bool cpu_has_bf16() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
+namespace {
+
+const char* capability_name() {
+  switch (cpu_capability()) {
+    case Capability::AVX512:
+      return "AVX512";
+    case Capability::AVX2:
+      return "AVX2";
+    default:
+      return "DEFAULT";
+  }
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cpu_capability"] = capability_name();
+  info["bf16_products"] = cpu_has_bf16();
+  return info;
+}
+
+// A binary compiled against another torch may load and then misbehave, so nothing is registered
+// before this check. (Static registration would run while the library is still loading.)
+void check_torch_version() {
+  const auto running =
+      py::module_::import("torch").attr("__version__").cast<std::string>();
+  if (running.substr(0, running.find('+')) != TORCH_VERSION) {
+    throw py::import_error("compiled for torch " TORCH_VERSION ", running torch " + running);
+  }
+}
+
+void register_cpu_ops() {
+  static const auto library = std::make_unique<torch::Library>(
+      torch::Library::IMPL, "tilewise", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  library->impl("sigmoid_loss", &sigmoid_loss);
+}
+
+}  // namespace
+}  // namespace tilewise
+
+PYBIND11_MODULE(_C, m) {
+  tilewise::check_torch_version();
+  tilewise::register_cpu_ops();
+  m.doc() = "Compiled part of tilewise: importing it registers the C++ operators.";
+  m.def("build_info", &tilewise::build_info, "How this extension was built and what it uses.");
+}

@@ -1,0 +1,158 @@
+// tilewise::sigmoid_loss on CPU: checks, tile driver. The vector kernel is cpu/sigmoid_loss.cpp.
+#include "cpu/sigmoid_loss.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "matmul.h"
+#include "ops.h"
+
+namespace tilewise {
+namespace {
+
+using at::Tensor;
+
+// Both axes are tiled, so the workspace is fixed: 4 Mi logits, 16 MiB in float32.
+constexpr int64_t kTileRows = 4096;
+constexpr int64_t kTileCols = 1024;
+constexpr int64_t kEpilogueRows = 32;  // rows of a tile that one task turns into gradients
+
+struct Problem {
+  Tensor image, text;              // (B, D), (N, D)
+  std::optional<int64_t> positives;
+  SigmoidParams params;
+  at::ScalarType product_type;     // what the matrix products are computed in
+  Tensor d_image, d_text;          // float32 or float64, undefined if not needed
+};
+
+TileType tile_type(at::ScalarType type) {
+  return type == at::kDouble ? TileType::Double
+         : type == at::kBFloat16 ? TileType::BFloat16 : TileType::Float;
+}
+
+// Turns the tile of dot products into gradients, in place. `diagonal`: see SigmoidTile.
+SigmoidSums epilogue(const Tensor& dots, int64_t diagonal, const SigmoidParams& params) {
+  const auto kernel = TILEWISE_DISPATCH(sigmoid_tile);
+  const TileType type = tile_type(dots.scalar_type());
+  const int64_t rows = dots.size(0), cols = dots.size(1);
+  const int64_t tasks = (rows + kEpilogueRows - 1) / kEpilogueRows;
+  std::vector<SigmoidSums> partial(tasks);
+  char* const data = static_cast<char*>(dots.mutable_data_ptr());
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i * kEpilogueRows;
+      const SigmoidTile tile{data + row * cols * dots.element_size(),
+                             std::min(kEpilogueRows, rows - row), cols, cols,
+                             diagonal == kNoPositives ? diagonal : diagonal + row};
+      partial[i] = kernel(type, tile, params);
+    }
+  });
+  SigmoidSums sums;  // in a fixed order: the same bits for every thread count
+  for (const SigmoidSums& p : partial) {
+    sums.loss += p.loss;
+    sums.dz_dot += p.dz_dot;
+    sums.dz += p.dz;
+  }
+  return sums;
+}
+
+SigmoidSums run(const Problem& p) {
+  const int64_t rows = p.image.size(0), cols = p.text.size(0);
+  const Tensor workspace =
+      at::empty({std::min(kTileRows, rows) * std::min(kTileCols, cols)},
+                p.image.options().dtype(p.product_type));
+  SigmoidSums total;
+  for (int64_t c = 0; c < cols; c += kTileCols) {
+    const Tensor text = p.text.narrow(0, c, std::min(kTileCols, cols - c))
+                            .to(p.product_type).contiguous();  // (n, D)
+    const int64_t n = text.size(0);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const Tensor image = p.image.narrow(0, r, std::min(kTileRows, rows - r))
+                               .to(p.product_type).contiguous();  // (m, D)
+      const int64_t m = image.size(0);
+      const Tensor tile = workspace.narrow(0, 0, m * n).view({m, n});
+      matmul(tile, image, text.t(), /*accumulate=*/false);
+      const SigmoidSums sums =
+          epilogue(tile, p.positives ? r + *p.positives - c : kNoPositives, p.params);
+      total.loss += sums.loss;
+      total.dz_dot += sums.dz_dot;
+      total.dz += sums.dz;
+      if (p.d_image.defined()) matmul(p.d_image.narrow(0, r, m), tile, text, c > 0);
+      if (p.d_text.defined()) matmul(p.d_text.narrow(0, c, n), tile.t(), image, r > 0);
+    }
+  }
+  return total;
+}
+
+// bfloat16 products only where the CPU has instructions for them. float16, and bfloat16 elsewhere,
+// are widened tile by tile: faster there, and more accurate.
+at::ScalarType product_type(at::ScalarType type) {
+  const bool native_bf16 = cpu_has_bf16() && at::globalContext().userEnabledMkldnn();
+  if (type == at::kHalf || (type == at::kBFloat16 && !native_bf16)) return at::kFloat;
+  return type;
+}
+
+void check(const Tensor& image, const Tensor& text, const Tensor& scale,
+           const std::optional<Tensor>& bias) {
+  TORCH_CHECK_VALUE(image.dim() == 2 && text.dim() == 2 && image.size(1) == text.size(1),
+                    "image_features (B, D) and text_features (N, D) expected, got ", image.sizes(),
+                    " and ", text.sizes());
+  TORCH_CHECK_TYPE(image.scalar_type() == text.scalar_type() && image.is_floating_point(),
+                   "image_features and text_features must share a floating dtype, got ",
+                   image.scalar_type(), " and ", text.scalar_type());
+  TORCH_CHECK_VALUE(scale.numel() == 1, "logit_scale: one element expected, got ", scale.sizes());
+  TORCH_CHECK_VALUE(!bias || bias->numel() == 1, "logit_bias: one element expected, got ",
+                    bias->sizes());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
+    const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
+    const std::optional<Tensor>& logit_bias, std::optional<int64_t> positives, bool need_image,
+    bool need_text, bool need_scale, bool need_bias) {
+  // The products inside run as they are written, also when called below autograd or autocast.
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  check(image_features, text_features, logit_scale, logit_bias);
+
+  const int64_t rows = image_features.size(0), cols = text_features.size(0);
+  const int64_t dim = image_features.size(1);
+  const at::ScalarType type = image_features.scalar_type();
+  const auto options = image_features.options().dtype(type == at::kDouble ? type : at::kFloat);
+  const double scale = logit_scale.item<double>();
+  const double bias = logit_bias ? logit_bias->item<double>() : 0.0;
+  const double inverse_count = 1.0 / std::max<int64_t>(rows, 1);
+  const bool need_grad = need_image || need_text || need_scale || need_bias;
+
+  const auto gradient = [&](bool needed, int64_t n) {
+    if (!needed) return Tensor();
+    // The first tile writes every element, if there is one.
+    return rows && cols ? at::empty({n, dim}, options) : at::zeros({n, dim}, options);
+  };
+  const Problem problem{image_features, text_features, positives,
+                        {scale, bias, scale * inverse_count, need_grad}, product_type(type),
+                        gradient(need_image, rows), gradient(need_text, cols)};
+  const SigmoidSums sums = run(problem);
+
+  const auto none = [&] { return at::empty({0}, options); };
+  const auto scalar = [&](double value) {
+    return at::scalar_tensor(value * inverse_count, options);
+  };
+  return {scalar(sums.loss), need_image ? problem.d_image : none(),
+          need_text ? problem.d_text : none(), need_scale ? scalar(sums.dz_dot) : none(),
+          need_bias ? scalar(sums.dz) : none()};
+}
+
+}  // namespace tilewise

@@ -1,0 +1,13 @@
+"""Drop-in faster PyTorch ops for contrastive, vector-quantised and reparameterised training.
+
+The big matrix (logits, distances, one-hots, noise) is computed tile by tile, used, and never
+stored. Every op has the same name in every room: `tilewise.ops` (what you call),
+`tilewise.reference` (plain PyTorch), the C++ extension.
+"""
+
+from tilewise import nn, reference
+from tilewise._backend import backend, backends
+from tilewise.ops import sigmoid_loss
+
+__version__ = "0.1.0"
+__all__ = ["backend", "backends", "nn", "reference", "sigmoid_loss"]

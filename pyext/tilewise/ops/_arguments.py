@@ -1,0 +1,78 @@
+"""Argument checks and conversions that ops share. Messages name the argument and what came."""
+
+import operator
+
+import torch
+from torch import Tensor
+
+
+def check_features(image_features: Tensor, text_features: Tensor) -> None:
+    """Both must be floating (rows, D) tensors of one dtype, D and device."""
+    for name, x in (("image_features", image_features), ("text_features", text_features)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if x.dim() != 2:
+            raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
+        if not x.is_floating_point() or x.element_size() < 2:
+            raise TypeError(
+                f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}"
+            )
+    if image_features.shape[1] != text_features.shape[1]:
+        raise ValueError(
+            "text_features: expected as many columns as image_features, "
+            f"{image_features.shape[1]}, got {text_features.shape[1]}"
+        )
+    if image_features.dtype != text_features.dtype:
+        raise TypeError(
+            f"text_features: expected {image_features.dtype} like image_features, "
+            f"got {text_features.dtype}"
+        )
+    if image_features.device != text_features.device:
+        raise ValueError(
+            f"text_features: expected on {image_features.device} like image_features, "
+            f"got {text_features.device}"
+        )
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Casts as autocast casts the operands of a matrix product; float64 stays."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
+    """A one-element float32 tensor (float64 beside float64 features) on the features' device."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise ValueError(
+                f"{name}: expected one floating element, got {value.dtype} {tuple(value.shape)}"
+            )
+        return value.to(features.device, dtype)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a tensor or a float, got {type(value).__name__}")
+    return torch.tensor(value, dtype=dtype, device=features.device)
+
+
+def offset(name: str, value: int | None) -> int | None:
+    """`positives` as a Python int."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an int or None, got {type(value).__name__}"
+        ) from None
+
+
+def refuse_functorch(op: str) -> None:
+    """torch.func transforms do not reach through a registered autograd formula."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"tilewise.{op} does not support torch.func transforms (grad, vmap, jvp); "
+            "call it under `with tilewise.backend('reference'):`"
+        )

@@ -1,0 +1,75 @@
+"""Registers an op with torch's dispatcher: schema, fake kernel and autograd formula.
+
+A loss computes its gradients in the forward pass: `(inputs…, bool need_x…) -> (loss, dx…)`.
+Its backward only scales them, in a second op whose own autograd formula raises: a plain `g * dx`
+would be a constant to a second differentiation, and silently wrong.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("tilewise", "FRAGMENT")
+
+
+def register_loss(
+    name: str, schema: str, fake: Callable, differentiable: Sequence[int], flags: Sequence[int]
+) -> None:
+    """Defines `tilewise::name` with `schema`.
+
+    Args:
+        fake: computes empty outputs from inputs, for tracing.
+        differentiable: positions of the inputs that gradients belong to, in the order in which the
+            op returns the gradients, after the loss.
+        flags: positions of the inputs that say whether each of these gradients is needed.
+    """
+    _library.define(f"{name}{schema}")
+    torch.library.register_fake(f"tilewise::{name}", fake, lib=_library)
+
+    def setup_context(ctx, inputs, output):
+        _, *gradients = output
+        ctx.mark_non_differentiable(*gradients)
+        ctx.set_materialize_grads(False)
+        ctx.num_inputs = len(inputs)
+        needed = [inputs[flag] for flag in flags]
+        ctx.positions = list(compress(differentiable, needed))
+        ctx.save_for_backward(*compress(gradients, needed), *(inputs[i] for i in ctx.positions))
+
+    def backward(ctx, grad, *_):
+        result: list[Tensor | None] = [None] * ctx.num_inputs
+        if grad is None:
+            return tuple(result)
+        n = len(ctx.positions)
+        gradients, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        scaled = torch.ops.tilewise.scale_gradients(grad, gradients, inputs)
+        for i, value in zip(ctx.positions, scaled, strict=True):
+            result[i] = value
+        return tuple(result)
+
+    torch.library.register_autograd(
+        f"tilewise::{name}", backward, setup_context=setup_context, lib=_library
+    )
+
+
+def _scale_gradients(grad: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """grad * gradient, in each input's dtype and shape."""
+    return [
+        (d * grad).to(x.dtype).view(x.shape) for d, x in zip(gradients, inputs, strict=True)
+    ]
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "tilewise computes this loss's gradients in the forward pass and cannot differentiate them "
+        "again; for second derivatives call it under `with tilewise.backend('reference'):`"
+    )
+
+
+_library.define("scale_gradients(Tensor grad, Tensor[] gradients, Tensor[] inputs) -> Tensor[]")
+_library.impl("scale_gradients", _scale_gradients, "CompositeExplicitAutograd")
+torch.library.register_fake("tilewise::scale_gradients", _scale_gradients, lib=_library)
+torch.library.register_autograd(
+    "tilewise::scale_gradients", _no_second_derivative, lib=_library
+)

@@ -1,0 +1,89 @@
+"""The sigmoid loss of SigLIP, tile by tile."""
+
+import torch
+from torch import Tensor
+
+from tilewise import _backend, reference
+from tilewise.ops import _arguments
+from tilewise.ops._register import register_loss
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    positives: int | None = 0,
+) -> Tensor:
+    r"""Sigmoid loss of all image-text pairs, without the matrix of their logits (SigLIP).
+
+    With z_ij = logit_scale * <image_i, text_j> + logit_bias and m_ij = 1 where the pair matches,
+    -1 where it does not:
+
+        loss = sum_ij log(1 + exp(-m_ij * z_ij)) / B
+
+    Args:
+        image_features: (B, D), float16, bfloat16, float32 or float64. Usually L2-normalised; the
+            loss does not normalise.
+        text_features: (N, D), same dtype and device. N may differ from B.
+        logit_scale: one element or a float; already exponentiated, as in open_clip.
+        logit_bias: one element or a float; None is 0.
+        positives: image i matches text i + positives, if there is one. None: no pair matches, as
+            in the blocks that a ring of processes exchanges.
+
+    Returns:
+        0-d float32 (float64 for float64 features). An empty batch gives 0.
+
+    Differentiable once in both features, `logit_scale` and `logit_bias`; a second time only under
+    `tw.backend("reference")`. Under autocast the features are cast as for a matrix product, the
+    rest stays float32.
+
+    Cost: 3 matrix products of B*N*D (1 when no gradient is needed), memory O((B + N) * D) plus a
+    fixed workspace of 16 MiB (32 MiB in float64), whatever B and N.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
+        RuntimeError: inside a torch.func transform.
+
+    Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023.
+    """
+    _arguments.check_features(image_features, text_features)
+    image, text = _arguments.autocast(image_features, text_features)
+    scale = _arguments.scalar("logit_scale", logit_scale, image)
+    bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
+    positives = _arguments.offset("positives", positives)
+
+    if _backend.choose(image.device) == "reference":
+        return reference.sigmoid_loss(image, text, scale, bias, positives)
+    _arguments.refuse_functorch("sigmoid_loss")
+    needs = [
+        torch.is_grad_enabled() and x is not None and x.requires_grad
+        for x in (image, text, scale, bias)
+    ]
+    return torch.ops.tilewise.sigmoid_loss(image, text, scale, bias, positives, *needs)[0]
+
+
+def _fake(image, text, scale, bias, positives, need_image, need_text, need_scale, need_bias):
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+
+    def gradient(needed, shape):
+        return image.new_empty(shape if needed else (0,), dtype=dtype)
+
+    return (
+        image.new_empty((), dtype=dtype),
+        gradient(need_image, image.shape),
+        gradient(need_text, text.shape),
+        gradient(need_scale, ()),
+        gradient(need_bias, ()),
+    )
+
+
+register_loss(
+    "sigmoid_loss",
+    "(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias, "
+    "SymInt? positives, bool need_image, bool need_text, bool need_scale, bool need_bias) "
+    "-> (Tensor loss, Tensor d_image, Tensor d_text, Tensor d_scale, Tensor d_bias)",
+    _fake,
+    differentiable=(0, 1, 2, 3),
+    flags=(5, 6, 7, 8),
+)

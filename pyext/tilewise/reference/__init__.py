@@ -1,0 +1,8 @@
+"""The same functions in plain PyTorch: float64 inside, any device, the whole matrix in memory.
+
+They define what the kernels must return, and can be differentiated any number of times.
+"""
+
+from tilewise.reference.sigmoid_loss import sigmoid_loss
+
+__all__ = ["sigmoid_loss"]

@@ -1,0 +1,34 @@
+"""The sigmoid loss of SigLIP as its equation says it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilewise.reference._precision import exact_dtype
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    positives: int | None = 0,
+) -> Tensor:
+    """What `tilewise.sigmoid_loss` computes; arguments and result are the same.
+
+    Cost: memory O(B * N), several float64 matrices of that size.
+    """
+    result_dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
+    with torch.autocast(image_features.device.type, enabled=False):
+        image = image_features.to(exact_dtype(image_features))  # (B, D)
+        text = text_features.to(image.dtype)  # (N, D)
+        logits = image @ text.T * logit_scale  # (B, N)
+        if logit_bias is not None:
+            logits = logits + logit_bias
+        labels = torch.full_like(logits, -1)
+        if positives is not None:
+            rows = torch.arange(len(image), device=image.device)
+            columns = torch.arange(len(text), device=image.device)
+            labels = torch.where(columns == rows[:, None] + positives, 1.0, labels)
+        loss = -F.logsigmoid(labels * logits).sum() / max(len(image), 1)
+    return loss.to(result_dtype)
