@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "matmul.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -21,15 +22,6 @@ Capability cpu_capability() {
            : name == "AVX2" ? Capability::AVX2 : Capability::DEFAULT;
   }();
   return chosen;
-}
-
-bool cpu_has_bf16() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has;
-#else
-  return false;
-#endif
 }
 
 namespace {
@@ -50,7 +42,7 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = __VERSION__;
   info["cpu_capability"] = capability_name();
-  info["bf16_products"] = cpu_has_bf16();
+  info["bfloat16_matmul"] = has_bfloat16_matmul();
   return info;
 }
 

@@ -1,7 +1,6 @@
 // tilewise::sigmoid_loss on CPU: checks, tile driver. The vector kernel is cpu/sigmoid_loss.cpp.
 #include "cpu/sigmoid_loss.h"
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -23,7 +22,8 @@ namespace {
 
 using at::Tensor;
 
-// Both axes are tiled, so the workspace is fixed: 4 Mi logits, 16 MiB in float32.
+// Both axes are tiled, so the workspace is fixed: 4 Mi logits, 16 MiB in float32 (24 MiB with the
+// bfloat16 gradients beside them).
 constexpr int64_t kTileRows = 4096;
 constexpr int64_t kTileCols = 1024;
 constexpr int64_t kEpilogueRows = 32;  // rows of a tile that one task turns into gradients
@@ -32,29 +32,30 @@ struct Problem {
   Tensor image, text;              // (B, D), (N, D)
   std::optional<int64_t> positives;
   SigmoidParams params;
-  at::ScalarType product_type;     // what the matrix products are computed in
-  Tensor d_image, d_text;          // float32 or float64, undefined if not needed
+  at::ScalarType product_type;     // of the factors of matrix products
+  at::ScalarType accumulate_type;  // of dot products and gradients: float64 or float32
+  Tensor d_image, d_text_t;        // (B, D) and (D, N), undefined if not needed
 };
 
-TileType tile_type(at::ScalarType type) {
-  return type == at::kDouble ? TileType::Double
-         : type == at::kBFloat16 ? TileType::BFloat16 : TileType::Float;
-}
-
-// Turns the tile of dot products into gradients, in place. `diagonal`: see SigmoidTile.
-SigmoidSums epilogue(const Tensor& dots, int64_t diagonal, const SigmoidParams& params) {
+// Turns a tile of dot products into gradients. `diagonal`: see SigmoidTile.
+SigmoidSums epilogue(const Tensor& dots, const Tensor& grads, int64_t diagonal,
+                     const SigmoidParams& params) {
   const auto kernel = TILEWISE_DISPATCH(sigmoid_tile);
-  const TileType type = tile_type(dots.scalar_type());
+  const TileType type = dots.scalar_type() == at::kDouble       ? TileType::Double
+                        : grads.scalar_type() == at::kBFloat16 ? TileType::FloatToBFloat16
+                                                                : TileType::Float;
   const int64_t rows = dots.size(0), cols = dots.size(1);
   const int64_t tasks = (rows + kEpilogueRows - 1) / kEpilogueRows;
   std::vector<SigmoidSums> partial(tasks);
-  char* const data = static_cast<char*>(dots.mutable_data_ptr());
+  const auto row = [](const Tensor& x, int64_t i) {
+    return static_cast<char*>(x.mutable_data_ptr()) + i * x.stride(0) * x.element_size();
+  };
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i * kEpilogueRows;
-      const SigmoidTile tile{data + row * cols * dots.element_size(),
-                             std::min(kEpilogueRows, rows - row), cols, cols,
-                             diagonal == kNoPositives ? diagonal : diagonal + row};
+      const int64_t r = i * kEpilogueRows;
+      const SigmoidTile tile{row(dots, r), row(grads, r), std::min(kEpilogueRows, rows - r), cols,
+                             dots.stride(0), grads.stride(0),
+                             diagonal == kNoPositives ? diagonal : diagonal + r};
       partial[i] = kernel(type, tile, params);
     }
   });
@@ -69,27 +70,33 @@ SigmoidSums epilogue(const Tensor& dots, int64_t diagonal, const SigmoidParams& 
 
 SigmoidSums run(const Problem& p) {
   const int64_t rows = p.image.size(0), cols = p.text.size(0);
-  const Tensor workspace =
-      at::empty({std::min(kTileRows, rows) * std::min(kTileCols, cols)},
-                p.image.options().dtype(p.product_type));
+  const int64_t tile_size = std::min(kTileRows, rows) * std::min(kTileCols, cols);
+  const auto options = p.image.options();
+  const Tensor dots_space = at::empty({tile_size}, options.dtype(p.accumulate_type));
+  const Tensor grads_space = p.product_type == p.accumulate_type
+                                 ? dots_space
+                                 : at::empty({tile_size}, options.dtype(p.product_type));
+  const auto slice = [&](const Tensor& x, int64_t begin, int64_t size) {
+    return x.narrow(0, begin, std::min(size, x.size(0) - begin)).to(p.product_type).contiguous();
+  };
   SigmoidSums total;
-  for (int64_t c = 0; c < cols; c += kTileCols) {
-    const Tensor text = p.text.narrow(0, c, std::min(kTileCols, cols - c))
-                            .to(p.product_type).contiguous();  // (n, D)
-    const int64_t n = text.size(0);
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      const Tensor image = p.image.narrow(0, r, std::min(kTileRows, rows - r))
-                               .to(p.product_type).contiguous();  // (m, D)
-      const int64_t m = image.size(0);
-      const Tensor tile = workspace.narrow(0, 0, m * n).view({m, n});
-      matmul(tile, image, text.t(), /*accumulate=*/false);
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    const Tensor image = slice(p.image, r, kTileRows);  // (m, D)
+    const Tensor image_t = p.d_text_t.defined() ? as_left_factor(image.t()) : Tensor();
+    const int64_t m = image.size(0);
+    for (int64_t c = 0; c < cols; c += kTileCols) {
+      const Tensor text = slice(p.text, c, kTileCols);  // (n, D)
+      const int64_t n = text.size(0);
+      const Tensor dots = dots_space.narrow(0, 0, m * n).view({m, n});
+      const Tensor grads = grads_space.narrow(0, 0, m * n).view({m, n});
+      matmul(dots, image, text.t(), /*accumulate=*/false);
       const SigmoidSums sums =
-          epilogue(tile, p.positives ? r + *p.positives - c : kNoPositives, p.params);
+          epilogue(dots, grads, p.positives ? r + *p.positives - c : kNoPositives, p.params);
       total.loss += sums.loss;
       total.dz_dot += sums.dz_dot;
       total.dz += sums.dz;
-      if (p.d_image.defined()) matmul(p.d_image.narrow(0, r, m), tile, text, c > 0);
-      if (p.d_text.defined()) matmul(p.d_text.narrow(0, c, n), tile.t(), image, r > 0);
+      if (p.d_image.defined()) matmul(p.d_image.narrow(0, r, m), grads, text, c > 0);
+      if (p.d_text_t.defined()) matmul(p.d_text_t.narrow(1, c, n), image_t, grads, r > 0);
     }
   }
   return total;
@@ -98,8 +105,7 @@ SigmoidSums run(const Problem& p) {
 // bfloat16 products only where the CPU has instructions for them. float16, and bfloat16 elsewhere,
 // are widened tile by tile: faster there, and more accurate.
 at::ScalarType product_type(at::ScalarType type) {
-  const bool native_bf16 = cpu_has_bf16() && at::globalContext().userEnabledMkldnn();
-  if (type == at::kHalf || (type == at::kBFloat16 && !native_bf16)) return at::kFloat;
+  if (type == at::kHalf || (type == at::kBFloat16 && !has_bfloat16_matmul())) return at::kFloat;
   return type;
 }
 
@@ -130,28 +136,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
   const int64_t rows = image_features.size(0), cols = text_features.size(0);
   const int64_t dim = image_features.size(1);
   const at::ScalarType type = image_features.scalar_type();
-  const auto options = image_features.options().dtype(type == at::kDouble ? type : at::kFloat);
+  const at::ScalarType accumulate_type = type == at::kDouble ? type : at::kFloat;
+  const auto options = image_features.options().dtype(accumulate_type);
   const double scale = logit_scale.item<double>();
   const double bias = logit_bias ? logit_bias->item<double>() : 0.0;
   const double inverse_count = 1.0 / std::max<int64_t>(rows, 1);
   const bool need_grad = need_image || need_text || need_scale || need_bias;
 
-  const auto gradient = [&](bool needed, int64_t n) {
-    if (!needed) return Tensor();
-    // The first tile writes every element, if there is one.
-    return rows && cols ? at::empty({n, dim}, options) : at::zeros({n, dim}, options);
+  // The first tile writes every element, if there is one.
+  const auto gradient = [&](bool needed, int64_t m, int64_t n) {
+    return !needed ? Tensor() : rows && cols ? at::empty({m, n}, options) : at::zeros({m, n}, options);
   };
-  const Problem problem{image_features, text_features, positives,
-                        {scale, bias, scale * inverse_count, need_grad}, product_type(type),
-                        gradient(need_image, rows), gradient(need_text, cols)};
-  const SigmoidSums sums = run(problem);
+  const at::ScalarType products = product_type(type);
+  const Tensor d_image = gradient(need_image, rows, dim);
+  // bfloat16 products write rows only, so there the transpose is summed, and turned at the end.
+  const bool turn = products == at::kBFloat16;
+  const Tensor d_text = gradient(need_text, turn ? dim : cols, turn ? cols : dim);
+  const SigmoidSums sums = run({image_features, text_features, positives,
+                                {scale, bias, scale * inverse_count, need_grad}, products,
+                                accumulate_type, d_image,
+                                need_text && !turn ? d_text.t() : d_text});
 
   const auto none = [&] { return at::empty({0}, options); };
   const auto scalar = [&](double value) {
     return at::scalar_tensor(value * inverse_count, options);
   };
-  return {scalar(sums.loss), need_image ? problem.d_image : none(),
-          need_text ? problem.d_text : none(), need_scale ? scalar(sums.dz_dot) : none(),
+  return {scalar(sums.loss), need_image ? d_image : none(),
+          need_text ? (turn ? d_text.t().contiguous() : d_text) : none(), need_scale ? scalar(sums.dz_dot) : none(),
           need_bias ? scalar(sums.dz) : none()};
 }
 

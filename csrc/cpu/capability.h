@@ -15,9 +15,6 @@ enum class Capability { DEFAULT, AVX2, AVX512 };
 // What this process uses: torch's own choice, which ATEN_CPU_CAPABILITY can lower.
 Capability cpu_capability();
 
-// Whether the CPU multiplies bfloat16 natively (AVX-512 BF16, AMX).
-bool cpu_has_bf16();
-
 }  // namespace tilewise
 
 // TILEWISE_DISPATCH(f): the function f of this machine's instruction set.

@@ -1,4 +1,4 @@
-// Vector kernel of the sigmoid loss: turns a tile of dot products into its gradients, in place.
+// Vector kernel of the sigmoid loss: turns a tile of dot products into its gradients.
 #include "sigmoid_loss.h"
 
 #include <math.h>
@@ -48,68 +48,71 @@ TILEWISE_INLINE V negative(V dot, const Coefficients<V>& c, Partial<V>& partial,
   return dz * c.factor;
 }
 
-template <bool kGrad, typename scalar_t, typename V>
-TILEWISE_INLINE void negatives(scalar_t* p, int64_t n, const Coefficients<V>& c,
-                               Partial<V>& partial) {
+template <bool kGrad, typename scalar_t>
+TILEWISE_INLINE void negatives(const scalar_t* dots, scalar_t* grads, int64_t n,
+                               const Coefficients<Vectorized<scalar_t>>& c,
+                               Partial<Vectorized<scalar_t>>& partial) {
+  using V = Vectorized<scalar_t>;
   int64_t j = 0;
   for (; j + V::size() <= n; j += V::size()) {
-    const V g = negative<kGrad>(V::loadu(p + j), c, partial, V::size());
-    if (kGrad) g.store(p + j);
+    const V g = negative<kGrad>(V::loadu(dots + j), c, partial, V::size());
+    if (kGrad) g.store(grads + j);
   }
   if (const int64_t rest = n - j) {
-    const V g = negative<kGrad>(V::loadu(p + j, rest), c, partial, rest);
-    if (kGrad) g.store(p + j, rest);
+    const V g = negative<kGrad>(V::loadu(dots + j, rest), c, partial, rest);
+    if (kGrad) g.store(grads + j, rest);
   }
 }
 
-// bfloat16 tiles are widened, two float vectors at a time.
+// Two float vectors make one of bfloat16.
 template <bool kGrad>
-TILEWISE_INLINE void negatives(c10::BFloat16* p, int64_t n, const Coefficients<Float>& c,
-                               Partial<Float>& partial) {
-  using Half = Vectorized<c10::BFloat16>;
+TILEWISE_INLINE void negatives(const float* dots, c10::BFloat16* grads, int64_t n,
+                               const Coefficients<Float>& c, Partial<Float>& partial) {
+  constexpr int64_t kWidth = Float::size();
   int64_t j = 0;
-  for (; j + Half::size() <= n; j += Half::size()) {
-    auto [a, b] = at::vec::convert_bfloat16_float(Half::loadu(p + j));
-    a = negative<kGrad>(a, c, partial, Float::size());
-    b = negative<kGrad>(b, c, partial, Float::size());
-    if (kGrad) at::vec::convert_float_bfloat16(a, b).store(p + j);
+  for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
+    const Float a = negative<kGrad>(Float::loadu(dots + j), c, partial, kWidth);
+    const Float b = negative<kGrad>(Float::loadu(dots + j + kWidth), c, partial, kWidth);
+    if (kGrad) at::vec::convert_float_bfloat16(a, b).store(grads + j);
   }
-  if (const int64_t rest = n - j) {
-    auto [a, b] = at::vec::convert_bfloat16_float(Half::loadu(p + j, rest));
-    a = negative<kGrad>(a, c, partial, rest);
-    b = negative<kGrad>(b, c, partial, rest > Float::size() ? rest - Float::size() : 0);
-    if (kGrad) at::vec::convert_float_bfloat16(a, b).store(p + j, rest);
+  for (; j < n; j += kWidth) {
+    const int64_t rest = n - j < kWidth ? n - j : kWidth;
+    const Float a = negative<kGrad>(Float::loadu(dots + j, rest), c, partial, rest);
+    if (kGrad) at::vec::convert_float_bfloat16(a, a).store(grads + j, rest);
   }
 }
 
 // A pair that matches: loss softplus(-z), dz = sigmoid(z) - 1 = -sigmoid(-z).
-template <bool kGrad, typename scalar_t>
-inline void positive(scalar_t* p, const SigmoidParams& params, SigmoidSums& sums) {
-  const double dot = *p;
+template <bool kGrad, typename scalar_t, typename grad_t>
+inline void positive(const scalar_t* dots, grad_t* grads, const SigmoidParams& params,
+                     SigmoidSums& sums) {
+  const double dot = *dots;
   const double z = params.scale * dot + params.bias;
   const double e = ::exp(-::fabs(z));
   const double dz = -(z > 0 ? e : 1.0) / (1.0 + e);
   sums.loss += (z < 0 ? -z : 0.0) + ::log1p(e);
   sums.dz_dot += dz * dot;
   sums.dz += dz;
-  if (kGrad) *p = static_cast<scalar_t>(dz * params.grad_factor);
+  if (kGrad) *grads = static_cast<grad_t>(dz * params.grad_factor);
 }
 
-template <bool kGrad, typename scalar_t, typename V>
+template <bool kGrad, typename scalar_t, typename grad_t>
 SigmoidSums tile(const SigmoidTile& t, const SigmoidParams& params) {
+  using V = Vectorized<scalar_t>;
   const FlushDenormals flush;
   const Coefficients<V> c(params);
   SigmoidSums sums;
   for (int64_t i = 0; i < t.rows; ++i) {
-    scalar_t* row = static_cast<scalar_t*>(t.dots) + i * t.stride;
+    const scalar_t* dots = static_cast<const scalar_t*>(t.dots) + i * t.dots_stride;
+    grad_t* grads = static_cast<grad_t*>(t.grads) + i * t.grads_stride;
     Partial<V> partial;  // one row's worth: float32 lanes stay short, rows are added in float64
     const int64_t d = t.diagonal == kNoPositives ? -1 : i + t.diagonal;
     if (d >= 0 && d < t.cols) {
-      negatives<kGrad>(row, d, c, partial);
-      positive<kGrad>(row + d, params, sums);
-      negatives<kGrad>(row + d + 1, t.cols - d - 1, c, partial);
+      negatives<kGrad>(dots, grads, d, c, partial);
+      positive<kGrad>(dots + d, grads + d, params, sums);
+      negatives<kGrad>(dots + d + 1, grads + d + 1, t.cols - d - 1, c, partial);
     } else {
-      negatives<kGrad>(row, t.cols, c, partial);
+      negatives<kGrad>(dots, grads, t.cols, c, partial);
     }
     sums.loss += sum(partial.loss);
     sums.dz_dot += sum(partial.dz_dot);
@@ -122,11 +125,11 @@ template <bool kGrad>
 SigmoidSums tile(TileType type, const SigmoidTile& t, const SigmoidParams& params) {
   switch (type) {
     case TileType::Double:
-      return tile<kGrad, double, Double>(t, params);
-    case TileType::BFloat16:
-      return tile<kGrad, c10::BFloat16, Float>(t, params);
+      return tile<kGrad, double, double>(t, params);
+    case TileType::FloatToBFloat16:
+      return tile<kGrad, float, c10::BFloat16>(t, params);
     default:
-      return tile<kGrad, float, Float>(t, params);
+      return tile<kGrad, float, float>(t, params);
   }
 }
 

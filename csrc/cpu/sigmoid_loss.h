@@ -7,10 +7,12 @@
 
 namespace tilewise {
 
-// Rows of a tile of the logits matrix, holding raw dot products <image i, text j>.
+// Rows of a tile of the logits matrix.
 struct SigmoidTile {
-  void* dots;        // first element; overwritten by d(loss)/d(dot) if `need_grad`
-  int64_t rows, cols, stride;
+  const void* dots;  // raw dot products <image i, text j>
+  void* grads;       // d(loss)/d(dot), may be where `dots` are; not written without `need_grad`
+  int64_t rows, cols;
+  int64_t dots_stride, grads_stride;  // elements between rows
   int64_t diagonal;  // row i matches column i + diagonal; kNoPositives if no pair matches
 };
 constexpr int64_t kNoPositives = INT64_MIN;
@@ -26,7 +28,8 @@ struct SigmoidSums {
   double loss = 0, dz_dot = 0, dz = 0;
 };
 
-enum class TileType { Float, Double, BFloat16 };
+// What dots and gradients are stored in.
+enum class TileType { Float, Double, FloatToBFloat16 };
 
 #define TILEWISE_DECLARE(CAPABILITY)                                                   \
   namespace CAPABILITY {                                                               \

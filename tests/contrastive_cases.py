@@ -1,0 +1,127 @@
+"""Inputs that matter for losses over all pairs of two batches; every such op runs all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """Features are made in float64 by `make(generator)`; `layout` then changes their strides."""
+
+    name: str
+    make: Callable[[torch.Generator], tuple[Tensor, Tensor]]
+    logit_scale: float = 10.0
+    logit_bias: float | None = -10.0
+    positives: int | None = 0
+    layout: Callable[[Tensor], Tensor] = lambda x: x
+
+    def features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
+        image, text = self.make(generator)
+        return self.layout(image.to(dtype)), self.layout(text.to(dtype))
+
+
+def related(b: int, n: int, d: int, noise: float = 1.0):
+    """Unit rows; text i looks like image i, as far as there is one."""
+
+    def make(generator):
+        image = torch.randn(b, d, generator=generator, dtype=torch.float64)
+        text = noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+        m = min(b, n)
+        text[:m] += image[:m]
+        return F.normalize(image, dim=1), F.normalize(text, dim=1)
+
+    return make
+
+
+def unrelated(b: int, n: int, d: int):
+    def make(generator):
+        shape = {"generator": generator, "dtype": torch.float64}
+        return tuple(F.normalize(torch.randn(rows, d, **shape), dim=1) for rows in (b, n))
+
+    return make
+
+
+def duplicated(b: int, d: int):
+    """Half of the rows are equal to the other half."""
+
+    def make(generator):
+        image, text = related(b // 2, b // 2, d)(generator)
+        return image.repeat(2, 1), text.repeat(2, 1)
+
+    return make
+
+
+def all_equal(b: int, d: int):
+    def make(generator):
+        row = F.normalize(torch.randn(1, d, generator=generator, dtype=torch.float64), dim=1)
+        return row.repeat(b, 1), row.repeat(b, 1)
+
+    return make
+
+
+def with_nan(b: int, n: int, d: int):
+    def make(generator):
+        image, text = related(b, n, d)(generator)
+        image[b // 2, d // 2] = float("nan")
+        return image, text
+
+    return make
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.T.contiguous().T
+
+
+def strided(x: Tensor) -> Tensor:
+    wide = torch.full((2 * x.shape[0], 3 * x.shape[1]), float("nan"), dtype=x.dtype)
+    wide[::2, ::3] = x
+    return wide[::2, ::3]
+
+
+def offset(x: Tensor) -> Tensor:
+    """A slice out of the middle of a larger, NaN-filled tensor."""
+    wide = torch.full((x.shape[0] + 5, x.shape[1] + 7), float("nan"), dtype=x.dtype)
+    wide[2:-3, 3:-4] = x
+    return wide[2:-3, 3:-4]
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape[0], -1)
+
+
+CASES = [
+    Case("typical", related(64, 64, 32)),
+    Case("no-bias", related(33, 33, 16), logit_bias=None),
+    Case("peaked-scale-100", related(48, 48, 64, noise=0.05), logit_scale=100.0, logit_bias=-50.0),
+    Case("unrelated-scale-100", unrelated(40, 40, 24), logit_scale=100.0),
+    Case("tiny-logits", related(31, 31, 8), logit_scale=1e-4, logit_bias=0.0),
+    Case("far-negatives", related(40, 40, 16), logit_scale=1.0, logit_bias=-120.0),
+    Case("far-positives", related(40, 40, 16), logit_scale=1.0, logit_bias=120.0),
+    Case("negative-scale", related(20, 20, 8), logit_scale=-7.0),
+    Case("zero-scale", related(20, 20, 8), logit_scale=0.0),
+    Case("duplicated-rows", duplicated(50, 16)),
+    Case("all-rows-equal", all_equal(37, 8), logit_scale=100.0),
+    Case("no-images", related(0, 5, 4)),
+    Case("no-texts", related(5, 0, 4)),
+    Case("nothing", related(0, 0, 4)),
+    Case("one-pair", related(1, 1, 8)),
+    Case("no-columns", related(3, 4, 0)),
+    Case("one-column", related(30, 30, 1)),
+    Case("odd", related(7, 7, 5)),
+    Case("more-texts", related(9, 40, 6)),
+    Case("more-images", related(40, 9, 6)),
+    Case("offset-up", related(20, 31, 6), positives=11),
+    Case("offset-down", related(31, 20, 6), positives=-11),
+    Case("offset-outside", related(12, 12, 6), positives=400),
+    Case("no-positives", related(21, 34, 8), positives=None),
+    Case("transposed", related(18, 18, 12), layout=transposed),
+    Case("strided", related(18, 18, 12), layout=strided),
+    Case("offset-storage", related(18, 18, 12), layout=offset),
+    Case("expanded", related(18, 18, 12), layout=expanded),
+    Case("nan", with_nan(10, 12, 6)),
+]

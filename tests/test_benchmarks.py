@@ -1,0 +1,137 @@
+"""The benchmarks measure what they say, and report nothing that was not verified."""
+
+import csv
+
+import pytest
+import tilewise as tw
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure, predict, registry, run
+from benchmarks.registry import EAGER, OURS, PRODUCTS, TRAINING
+
+MIB = 2**20
+
+
+def prepare_allocation(mib: int, spared: int = 32):
+    """A call that touches `mib` MiB and returns a number; its input must not count."""
+    x = torch.ones(spared * MIB // 4)
+    return lambda: float(torch.full((mib * MIB // 4,), 2.0)[-1] + x[-1])
+
+
+def prepare_failure():
+    raise ValueError("no such case")
+
+
+def test_peak_bytes_sees_what_is_freed_again():
+    assert measure.peak_bytes(prepare_allocation, mib=96) == pytest.approx(96 * MIB, rel=0.05)
+
+
+def test_peak_bytes_of_each_call_is_its_own():
+    cases = [{"mib": 128}, {"mib": 64}, {"mib": 96}]
+    peaks = measure.peak_bytes_each(prepare_allocation, cases)
+    assert peaks == pytest.approx([case["mib"] * MIB for case in cases], rel=0.05)
+
+
+def test_peak_bytes_passes_errors_on():
+    with pytest.raises(RuntimeError, match="no such case"):
+        measure.peak_bytes(prepare_failure)
+    with pytest.raises(ValueError, match="top-level function"):
+        measure.peak_bytes(lambda: None)
+
+
+@pytest.mark.parametrize(("long_round", "kept", "ran"), [(10.0, 5, 6), (0.0, 3, 3)])
+def test_calls_take_turns(monkeypatch, long_round, kept, ran):
+    monkeypatch.setattr(measure, "LONG_ROUND", long_round)
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = measure.time_interleaved(calls, seconds=0)
+    assert order == ["a", "b"] * ran
+    assert [len(values) for values in times.values()] == [kept, kept]
+
+
+def test_ratio_is_taken_within_rounds():
+    slow_moment = 100.0
+    ours, theirs = [1.0, 2 * slow_moment, 1.0], [2.0, slow_moment, 2.0]
+    assert measure.ratio(ours, theirs) == 0.5
+    assert measure.Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == measure.Spread(3.0, 2.0, 4.0)
+
+
+@pytest.fixture(params=registry.names())
+def op(request):
+    return request.param
+
+
+def test_candidates_agree(op):
+    benchmark = registry.load(op)
+    inputs = benchmark.inputs(benchmark.small, "cpu")
+    with tw.backend("reference"):
+        expected = benchmark.candidates("cpu")[OURS].build(inputs, TRAINING)()
+    for name, candidate in benchmark.candidates("cpu").items():
+        if name != PRODUCTS:
+            for kind in benchmark.kinds:
+                result = candidate.build(inputs, kind)()
+                result = result if kind == TRAINING else (result,)
+                torch.testing.assert_close(
+                    result, expected[: len(result)], rtol=1e-3, atol=1e-6, msg=f"{name}, {kind}"
+                )
+
+
+def test_flops_are_those_of_the_bare_products(op):
+    benchmark = registry.load(op)
+    inputs = benchmark.inputs(benchmark.small, "cpu")
+    for kind in benchmark.kinds:
+        call = benchmark.candidates("cpu")[PRODUCTS].build(inputs, kind)
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == benchmark.flops(benchmark.small, kind)
+
+
+def test_quick_run_reports(tmp_path, capsys):
+    """Eager does not fit at the largest quick size, and no test was run: every row says so."""
+    arguments = ["--op", "sigmoid_loss", "--quick", "--no-verify", "--memory-cap", "0.05"]
+    status = run.main([*arguments, "--only", OURS, EAGER, "--out", str(tmp_path)])
+    assert status == 0 and "NOT VERIFIED" in capsys.readouterr().out
+    for what in ("time", "memory"):
+        picture = (tmp_path / f"sigmoid_loss-cpu-{what}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+    with (tmp_path / "sigmoid_loss-cpu.csv").open() as file:
+        small, small_eager, large, large_eager = csv.DictReader(file)
+    assert [row["candidate"] for row in (small, small_eager)] == [OURS, EAGER]
+    assert large_eager["status"] == "skipped: needs 0.11 GB" and not large_eager["median_ms"]
+    for row in (small, small_eager, large):
+        assert (row["status"], row["verified"]) == ("measured", "False")
+        assert 0 < float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
+        assert int(row["rounds"]) >= 5 and row["torch"] == torch.__version__ and row["machine"]
+    gradients = 2 * 2048 * 512 * 4
+    assert gradients <= int(large["peak_bytes"]) < 4 * gradients
+
+
+def test_predictions_are_marked():
+    gpu = predict.Gpu("toy", tflops=1.0, gb_per_s=1.0, sms=1, ghz=1.0)
+    best, worst = predict.bounds_ms(gpu, flops=2 * 10**9, moved=10**6, instructions=128 * 10**6)
+    assert (best, worst) == (2.0, 3.0)
+    rows = predict.rows("sigmoid_loss", registry.load("sigmoid_loss"))
+    assert {row.status for row in rows} == {"predicted"} and not any(row.verified for row in rows)
+    for arch in ("sm_80", "sm_89", "sm_90", "sm_100"):
+        assert any(arch in row.machine for row in rows)
+
+
+@pytest.mark.parametrize("content", [None, "def test(): assert False", "def test(: broken"])
+def test_refuses_an_op_that_fails(tmp_path, monkeypatch, capsys, content):
+    """No tests at all, tests that fail, tests that cannot run."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    if content:
+        (tmp_path / "tests" / "test_sigmoid_loss.py").write_text(content)
+    assert run.main(["--op", "sigmoid_loss", "--quick", "--out", str(tmp_path / "out")]) == 1
+    assert "nothing is reported" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_verifies_an_op_that_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_sigmoid_loss.py").write_text("def test(): pass")
+    assert run.verify("sigmoid_loss")
