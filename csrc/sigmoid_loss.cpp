@@ -1,7 +1,6 @@
 // tilewise::sigmoid_loss on CPU: checks, tile driver. The vector kernel is cpu/sigmoid_loss.cpp.
 #include "cpu/sigmoid_loss.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -22,42 +21,37 @@ namespace {
 
 using at::Tensor;
 
-// Both axes are tiled, so the workspace is fixed: 4 Mi logits, 16 MiB in float32 (24 MiB with the
-// bfloat16 gradients beside them).
+// Both axes are tiled, so the workspace is fixed: the gradients of 4 Mi logits, 16 MiB (bfloat16 with
+// their packed copy: the same), and a block of logits for each thread, 1 MiB.
 constexpr int64_t kTileRows = 4096;
 constexpr int64_t kTileCols = 1024;
-constexpr int64_t kEpilogueRows = 32;  // rows of a tile that one task turns into gradients
 
 struct Problem {
   Tensor image, text;              // (B, D), (N, D)
   std::optional<int64_t> positives;
   SigmoidParams params;
   at::ScalarType product_type;     // of the factors of matrix products
-  at::ScalarType accumulate_type;  // of dot products and gradients: float64 or float32
   Tensor d_image, d_text_t;        // (B, D) and (D, N), undefined if not needed
 };
 
-// Turns a tile of dot products into gradients. `diagonal`: see SigmoidTile.
-SigmoidSums epilogue(const Tensor& dots, const Tensor& grads, int64_t diagonal,
-                     const SigmoidParams& params) {
+// Gradients of one tile of logits, which are never stored themselves: each block of them becomes a
+// block of gradients at once. image (m, D), text (n, D); grads (m, n), undefined if not needed;
+// `diagonal`: see SigmoidTile.
+SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& grads,
+                      int64_t diagonal, const SigmoidParams& params, Workspace& workspace) {
   const auto kernel = TILEWISE_DISPATCH(sigmoid_tile);
-  const TileType type = dots.scalar_type() == at::kDouble       ? TileType::Double
-                        : grads.scalar_type() == at::kBFloat16 ? TileType::FloatToBFloat16
+  const TileType type = image.scalar_type() == at::kDouble     ? TileType::Double
+                        : image.scalar_type() == at::kBFloat16 ? TileType::FloatToBFloat16
                                                                 : TileType::Float;
-  const int64_t rows = dots.size(0), cols = dots.size(1);
-  const int64_t tasks = (rows + kEpilogueRows - 1) / kEpilogueRows;
-  std::vector<SigmoidSums> partial(tasks);
-  const auto row = [](const Tensor& x, int64_t i) {
-    return static_cast<char*>(x.mutable_data_ptr()) + i * x.stride(0) * x.element_size();
-  };
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t r = i * kEpilogueRows;
-      const SigmoidTile tile{row(dots, r), row(grads, r), std::min(kEpilogueRows, rows - r), cols,
-                             dots.stride(0), grads.stride(0),
-                             diagonal == kNoPositives ? diagonal : diagonal + r};
-      partial[i] = kernel(type, tile, params);
-    }
+  std::vector<SigmoidSums> partial(count_blocks(image.size(0), text.size(0)));
+  matmul_blocks(image, text.t(), workspace, [&](const Block& block, const Tensor& dots) {
+    const bool store = grads.defined();
+    const Tensor part =
+        store ? grads.narrow(0, block.row, block.rows).narrow(1, block.col, block.cols) : dots;
+    const SigmoidTile tile{dots.const_data_ptr(), part.mutable_data_ptr(), block.rows, block.cols,
+                           dots.stride(0), part.stride(0),
+                           diagonal == kNoPositives ? diagonal : diagonal + block.row - block.col};
+    partial[block.index] = kernel(type, tile, params);
   });
   SigmoidSums sums;  // in a fixed order: the same bits for every thread count
   for (const SigmoidSums& p : partial) {
@@ -70,15 +64,14 @@ SigmoidSums epilogue(const Tensor& dots, const Tensor& grads, int64_t diagonal,
 
 SigmoidSums run(const Problem& p) {
   const int64_t rows = p.image.size(0), cols = p.text.size(0);
-  const int64_t tile_size = std::min(kTileRows, rows) * std::min(kTileCols, cols);
-  const auto options = p.image.options();
-  const Tensor dots_space = at::empty({tile_size}, options.dtype(p.accumulate_type));
-  const Tensor grads_space = p.product_type == p.accumulate_type
-                                 ? dots_space
-                                 : at::empty({tile_size}, options.dtype(p.product_type));
+  const bool need_features = p.d_image.defined() || p.d_text_t.defined();
+  const Tensor space = at::empty(
+      {need_features ? std::min(kTileRows, rows) * std::min(kTileCols, cols) : 0},
+      p.image.options().dtype(p.product_type));
   const auto slice = [&](const Tensor& x, int64_t begin, int64_t size) {
     return x.narrow(0, begin, std::min(size, x.size(0) - begin)).to(p.product_type).contiguous();
   };
+  Workspace workspace;
   SigmoidSums total;
   for (int64_t r = 0; r < rows; r += kTileRows) {
     const Tensor image = slice(p.image, r, kTileRows);  // (m, D)
@@ -87,16 +80,16 @@ SigmoidSums run(const Problem& p) {
     for (int64_t c = 0; c < cols; c += kTileCols) {
       const Tensor text = slice(p.text, c, kTileCols);  // (n, D)
       const int64_t n = text.size(0);
-      const Tensor dots = dots_space.narrow(0, 0, m * n).view({m, n});
-      const Tensor grads = grads_space.narrow(0, 0, m * n).view({m, n});
-      matmul(dots, image, text.t(), /*accumulate=*/false);
-      const SigmoidSums sums =
-          epilogue(dots, grads, p.positives ? r + *p.positives - c : kNoPositives, p.params);
+      const Tensor grads = need_features ? space.narrow(0, 0, m * n).view({m, n}) : Tensor();
+      const int64_t diagonal = p.positives ? r + *p.positives - c : kNoPositives;
+      const SigmoidSums sums = tile_loss(image, text, grads, diagonal, p.params, workspace);
       total.loss += sums.loss;
       total.dz_dot += sums.dz_dot;
       total.dz += sums.dz;
-      if (p.d_image.defined()) matmul(p.d_image.narrow(0, r, m), grads, text, c > 0);
-      if (p.d_text_t.defined()) matmul(p.d_text_t.narrow(1, c, n), image_t, grads, r > 0);
+      if (p.d_image.defined()) matmul(p.d_image.narrow(0, r, m), grads, text, c > 0, workspace);
+      if (p.d_text_t.defined()) {
+        matmul(p.d_text_t.narrow(1, c, n), image_t, grads, r > 0, workspace);
+      }
     }
   }
   return total;
@@ -154,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
   const Tensor d_text = gradient(need_text, turn ? dim : cols, turn ? cols : dim);
   const SigmoidSums sums = run({image_features, text_features, positives,
                                 {scale, bias, scale * inverse_count, need_grad}, products,
-                                accumulate_type, d_image,
+                                d_image,
                                 need_text && !turn ? d_text.t() : d_text});
 
   const auto none = [&] { return at::empty({0}, options); };

@@ -17,12 +17,15 @@ Capability cpu_capability();
 
 }  // namespace tilewise
 
-// TILEWISE_DISPATCH(f): the function f of this machine's instruction set.
+// TILEWISE_DISPATCH(f): the function f of this machine's instruction set; _AS picks an overload.
+#define TILEWISE_DISPATCH(function) TILEWISE_DISPATCH_AS(decltype(&DEFAULT::function), function)
 #if defined(__x86_64__) || defined(_M_X64)
-#define TILEWISE_DISPATCH(function)                                               \
-  (::tilewise::cpu_capability() == ::tilewise::Capability::AVX512   ? &AVX512::function \
-   : ::tilewise::cpu_capability() == ::tilewise::Capability::AVX2   ? &AVX2::function   \
-                                                                    : &DEFAULT::function)
+#define TILEWISE_DISPATCH_AS(type, function)                                                     \
+  (::tilewise::cpu_capability() == ::tilewise::Capability::AVX512                                \
+       ? static_cast<type>(&AVX512::function)                                                    \
+   : ::tilewise::cpu_capability() == ::tilewise::Capability::AVX2                                \
+       ? static_cast<type>(&AVX2::function)                                                      \
+       : static_cast<type>(&DEFAULT::function))
 #else
-#define TILEWISE_DISPATCH(function) (&DEFAULT::function)
+#define TILEWISE_DISPATCH_AS(type, function) static_cast<type>(&DEFAULT::function)
 #endif

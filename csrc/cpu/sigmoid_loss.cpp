@@ -41,7 +41,7 @@ TILEWISE_INLINE V negative(V dot, const Coefficients<V>& c, Partial<V>& partial,
   const V loss = at::vec::clamp_min(z, zero) + log1p_unit(e);
   partial.loss = partial.loss + (full ? loss : V::set(zero, loss, count));
   if (!kGrad) return dot;
-  V dz = V::blendv(e, one, z > zero) / (one + e);
+  V dz = V::blendv(e, one, z > zero) * reciprocal(one + e);
   if (!full) dz = V::set(zero, dz, count);
   partial.dz_dot = at::vec::fmadd(dz, dot, partial.dz_dot);
   partial.dz = partial.dz + dz;

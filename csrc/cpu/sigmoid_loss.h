@@ -10,7 +10,7 @@ namespace tilewise {
 // Rows of a tile of the logits matrix.
 struct SigmoidTile {
   const void* dots;  // raw dot products <image i, text j>
-  void* grads;       // d(loss)/d(dot), may be where `dots` are; not written without `need_grad`
+  void* grads;       // d(loss)/d(dot); may be where `dots` are
   int64_t rows, cols;
   int64_t dots_stride, grads_stride;  // elements between rows
   int64_t diagonal;  // row i matches column i + diagonal; kNoPositives if no pair matches
@@ -20,7 +20,7 @@ constexpr int64_t kNoPositives = INT64_MIN;
 struct SigmoidParams {
   double scale, bias;
   double grad_factor;  // d(dot) = dz * grad_factor, where z = scale * dot + bias
-  bool need_grad;
+  bool need_grad;      // else `grads` is not written and only the loss is summed
 };
 
 // Sums over the rows of the tile: loss, dz * dot and dz. Not yet divided by the number of images.

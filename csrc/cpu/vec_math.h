@@ -42,7 +42,20 @@ TILEWISE_INLINE Float log1p_unit(Float x) {
                             1.91536534e-1f, -2.48571633e-1f, 3.33213226e-1f, -4.9999648e-1f, 1.0f});
 }
 
+// 1 / x for 1 <= x <= 2, relative error below 1.2e-7.
+TILEWISE_INLINE Float reciprocal(Float x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // A quarter of a division's time: 14 bits and a Newton step.
+  const __m512 r = _mm512_rcp14_ps(x);
+  const __m512 error = _mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0f));
+  return _mm512_fmadd_ps(r, error, r);
+#else
+  return Float(1.0f) / x;
+#endif
+}
+
 using Double = Vectorized<double>;
+TILEWISE_INLINE Double reciprocal(Double x) { return Double(1.0) / x; }
 TILEWISE_INLINE Double exp_nonpositive(Double x) { return x.exp(); }
 TILEWISE_INLINE Double log1p_unit(Double x) { return x.log1p(); }
 
