@@ -1,11 +1,12 @@
-"""Builds tilewise._C with ninja: `python setup.py build_ext --inplace`, `pip install .` or `-e .`
+"""Builds tilewise._C with ninja: `python setup.py build_ext --inplace`, `pip install .` or `-e .`.
 
-Torch's own BuildExtension gives every source the same flags. Our vector kernels (csrc/cpu/*.cpp) are
-compiled once per instruction set, each with its own, so the build file is written here. An
+Torch's own BuildExtension gives every source the same flags. Our vector kernels (csrc/cpu/*.cpp)
+are compiled once per instruction set, each with its own, so the build file is written here. An
 unchanged tree rebuilds nothing. Without a working compiler the package installs without the
 extension, with one warning, and the reference implementation serves.
 """
 
+import os
 import platform
 import shlex
 import subprocess
@@ -20,7 +21,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
 CXXFLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -g0".split()
-CXXFLAGS += ["-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]  # gcc on its intrinsics
+# What gcc says of its own intrinsics is not for us.
+CXXFLAGS += "-Wall -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi".split()
 # The names that at::vec tests for. Order matters: where a weak symbol comes out of several of these
 # files the linker keeps the first, which every CPU can run.
 CAPABILITIES = {"DEFAULT": []}
@@ -37,8 +39,8 @@ def torch_flags():
     import torch
     from torch.utils import cpp_extension
 
-    includes = [*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include")]
-    compile_flags = [f"-isystem{path}" for path in includes]
+    includes = [*cpp_extension.include_paths(), pybind11.get_include()]
+    compile_flags = [f"-isystem{path}" for path in (*includes, sysconfig.get_path("include"))]
     compile_flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
     link_flags = [f"-L{path}" for path in cpp_extension.library_paths()]
     link_flags += ["-lc10", "-ltorch_cpu", "-ltorch_python", "-fopenmp"]
@@ -59,20 +61,20 @@ def write_build_file(build_dir: Path, target: Path):
     from ninja.ninja_syntax import Writer
 
     compile_flags, link_flags = torch_flags()
-    compiler = sysconfig.get_config_var("CXX") or "c++"
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    flags = shlex.join(CXXFLAGS + compile_flags)
     build_dir.mkdir(parents=True, exist_ok=True)
     with open(build_dir / "build.ninja", "w") as file:
         ninja = Writer(file)
         ninja.rule(
             "compile",
-            f"{compiler} -MMD -MF $out.d {shlex.join(CXXFLAGS + compile_flags)} $flags -c $in -o $out",
+            f"{compiler} -MMD -MF $out.d {flags} $flags -c $in -o $out",
             depfile="$out.d",
             deps="gcc",
             description="compile $out",
         )
-        ninja.rule(
-            "link", f"{compiler} -shared -o $out $in {shlex.join(link_flags)}", description="link _C"
-        )
+        link = f"{compiler} -shared -o $out $in {shlex.join(link_flags)}"
+        ninja.rule("link", link, description="link _C")
         names = []
         for name, source, flags in objects():
             ninja.build(name, "compile", str(source), variables={"flags": shlex.join(flags)})

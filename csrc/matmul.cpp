@@ -54,8 +54,10 @@ constexpr int64_t kLongest = 512;  // side of a block
 class Blocks {
  public:
   Blocks(int64_t out_rows, int64_t out_cols)
-      : out_rows_(out_rows), out_cols_(out_cols),
-        rows_(even_part(out_rows, 1)), cols_(even_part(out_cols, 1)) {
+      : out_rows_(out_rows),
+        out_cols_(out_cols),
+        rows_(even_part(out_rows, 1)),
+        cols_(even_part(out_cols, 1)) {
     if (count() == 1) rows_ = even_part(out_rows, 2);
   }
 
@@ -139,8 +141,7 @@ void multiply_bfloat16(const Tensor& a, const Tensor& b, bool accumulate, Worksp
       at::native::cpublas::brgemm(block.rows, block.cols, std::min(kDepth, depth - k),
                                   rows.stride(0), cols, part.stride(0), accumulate || k > 0,
                                   left + block.row * rows.stride(0) + k,
-                                  right + k * cols + 2 * block.col,
-                                  part.mutable_data_ptr<float>());
+                                  right + k * cols + 2 * block.col, part.mutable_data_ptr<float>());
     }
     at::native::cpublas::brgemm_release();
     if (depth < a.size(1)) {
@@ -183,12 +184,14 @@ void matmul_blocks(const Tensor& a, const Tensor& b, Workspace& workspace,
                    const std::function<void(const Block&, const Tensor&)>& finish) {
   if (!workspace.blocks.defined()) {
     const auto type = a.scalar_type() == at::kBFloat16 ? at::kFloat : a.scalar_type();
-    const int64_t threads = at::in_parallel_region() ? at::get_thread_num() + 1 : at::get_num_threads();
+    const int64_t threads =
+        at::in_parallel_region() ? at::get_thread_num() + 1 : at::get_num_threads();
     workspace.blocks = at::empty({threads, kLongest * kLongest}, a.options().dtype(type));
   }
   const auto target = [&](const Block& block) {
     return workspace.blocks.select(0, at::get_thread_num())
-        .narrow(0, 0, block.rows * block.cols).view({block.rows, block.cols});
+        .narrow(0, 0, block.rows * block.cols)
+        .view({block.rows, block.cols});
   };
   multiply(a, b, /*accumulate=*/false, workspace, target, finish);
 }

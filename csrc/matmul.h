@@ -33,7 +33,8 @@ void matmul_blocks(const at::Tensor& a, const at::Tensor& b, Workspace& workspac
 // How many blocks an (M, N) product has.
 int64_t count_blocks(int64_t rows, int64_t cols);
 
-// `a` in the layout that matmul reads without a copy: worth calling for a factor of several products.
+// `a` in the layout that matmul reads without a copy: worth calling for a factor of several
+// products.
 at::Tensor as_left_factor(const at::Tensor& a);
 
 // Whether this CPU multiplies bfloat16 natively (AMX, AVX-512 BF16).

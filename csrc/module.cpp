@@ -19,7 +19,8 @@ Capability cpu_capability() {
   static const Capability chosen = [] {
     const std::string name = at::get_cpu_capability();
     return name == "AVX512" ? Capability::AVX512
-           : name == "AVX2" ? Capability::AVX2 : Capability::DEFAULT;
+           : name == "AVX2" ? Capability::AVX2
+                            : Capability::DEFAULT;
   }();
   return chosen;
 }
@@ -49,8 +50,7 @@ py::dict build_info() {
 // A binary compiled against another torch may load and then misbehave, so nothing is registered
 // before this check. (Static registration would run while the library is still loading.)
 void check_torch_version() {
-  const auto running =
-      py::module_::import("torch").attr("__version__").cast<std::string>();
+  const auto running = py::module_::import("torch").attr("__version__").cast<std::string>();
   if (running.substr(0, running.find('+')) != TORCH_VERSION) {
     throw py::import_error("compiled for torch " TORCH_VERSION ", running torch " + running);
   }

@@ -21,17 +21,17 @@ namespace {
 
 using at::Tensor;
 
-// Both axes are tiled, so the workspace is fixed: the gradients of 4 Mi logits, 16 MiB (bfloat16 with
-// their packed copy: the same), and a block of logits for each thread, 1 MiB.
+// Both axes are tiled, so the workspace is fixed: the gradients of 4 Mi logits, 16 MiB (bfloat16
+// with their packed copy: the same), and a block of logits for each thread, 1 MiB.
 constexpr int64_t kTileRows = 4096;
 constexpr int64_t kTileCols = 1024;
 
 struct Problem {
-  Tensor image, text;              // (B, D), (N, D)
+  Tensor image, text;  // (B, D), (N, D)
   std::optional<int64_t> positives;
   SigmoidParams params;
-  at::ScalarType product_type;     // of the factors of matrix products
-  Tensor d_image, d_text_t;        // (B, D) and (D, N), undefined if not needed
+  at::ScalarType product_type;  // of the factors of matrix products
+  Tensor d_image, d_text_t;     // (B, D) and (D, N), undefined if not needed
 };
 
 // Gradients of one tile of logits, which are never stored themselves: each block of them becomes a
@@ -42,14 +42,18 @@ SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& gra
   const auto kernel = TILEWISE_DISPATCH(sigmoid_tile);
   const TileType type = image.scalar_type() == at::kDouble     ? TileType::Double
                         : image.scalar_type() == at::kBFloat16 ? TileType::FloatToBFloat16
-                                                                : TileType::Float;
+                                                               : TileType::Float;
   std::vector<SigmoidSums> partial(count_blocks(image.size(0), text.size(0)));
   matmul_blocks(image, text.t(), workspace, [&](const Block& block, const Tensor& dots) {
     const bool store = grads.defined();
     const Tensor part =
         store ? grads.narrow(0, block.row, block.rows).narrow(1, block.col, block.cols) : dots;
-    const SigmoidTile tile{dots.const_data_ptr(), part.mutable_data_ptr(), block.rows, block.cols,
-                           dots.stride(0), part.stride(0),
+    const SigmoidTile tile{dots.const_data_ptr(),
+                           part.mutable_data_ptr(),
+                           block.rows,
+                           block.cols,
+                           dots.stride(0),
+                           part.stride(0),
                            diagonal == kNoPositives ? diagonal : diagonal + block.row - block.col};
     partial[block.index] = kernel(type, tile, params);
   });
@@ -65,9 +69,9 @@ SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& gra
 SigmoidSums run(const Problem& p) {
   const int64_t rows = p.image.size(0), cols = p.text.size(0);
   const bool need_features = p.d_image.defined() || p.d_text_t.defined();
-  const Tensor space = at::empty(
-      {need_features ? std::min(kTileRows, rows) * std::min(kTileCols, cols) : 0},
-      p.image.options().dtype(p.product_type));
+  const Tensor space =
+      at::empty({need_features ? std::min(kTileRows, rows) * std::min(kTileCols, cols) : 0},
+                p.image.options().dtype(p.product_type));
   const auto slice = [&](const Tensor& x, int64_t begin, int64_t size) {
     return x.narrow(0, begin, std::min(size, x.size(0) - begin)).to(p.product_type).contiguous();
   };
@@ -138,15 +142,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
 
   // The first tile writes every element, if there is one.
   const auto gradient = [&](bool needed, int64_t m, int64_t n) {
-    return !needed ? Tensor() : rows && cols ? at::empty({m, n}, options) : at::zeros({m, n}, options);
+    return !needed        ? Tensor()
+           : rows && cols ? at::empty({m, n}, options)
+                          : at::zeros({m, n}, options);
   };
   const at::ScalarType products = product_type(type);
   const Tensor d_image = gradient(need_image, rows, dim);
   // bfloat16 products write rows only, so there the transpose is summed, and turned at the end.
   const bool turn = products == at::kBFloat16;
   const Tensor d_text = gradient(need_text, turn ? dim : cols, turn ? cols : dim);
-  const SigmoidSums sums = run({image_features, text_features, positives,
-                                {scale, bias, scale * inverse_count, need_grad}, products,
+  const SigmoidSums sums = run({image_features,
+                                text_features,
+                                positives,
+                                {scale, bias, scale * inverse_count, need_grad},
+                                products,
                                 d_image,
                                 need_text && !turn ? d_text.t() : d_text});
 
@@ -155,8 +164,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
     return at::scalar_tensor(value * inverse_count, options);
   };
   return {scalar(sums.loss), need_image ? d_image : none(),
-          need_text ? (turn ? d_text.t().contiguous() : d_text) : none(), need_scale ? scalar(sums.dz_dot) : none(),
-          need_bias ? scalar(sums.dz) : none()};
+          need_text ? (turn ? d_text.t().contiguous() : d_text) : none(),
+          need_scale ? scalar(sums.dz_dot) : none(), need_bias ? scalar(sums.dz) : none()};
 }
 
 }  // namespace tilewise

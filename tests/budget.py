@@ -7,20 +7,8 @@ to nothing still carries the rounding of its terms.
 import torch
 from torch import Tensor
 
-# What the rounding of the result itself may add.
-EPS = {dtype: torch.finfo(dtype).eps for dtype in
-       (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
-RESULT_ROUNDING = {torch.float64: 8.0, torch.float32: 4.0, torch.bfloat16: 0.5, torch.float16: 0.5}
-
-
-def tolerance(result: torch.dtype, compute: torch.dtype) -> float:
-    """Relative deviation that is allowed beyond the eager op's.
-
-    bfloat16 products round each logit, by 2^-9 and at random, here and in the eager op; which of the
-    two sums of such errors is smaller is luck, so sums get a sixteenth of an epsilon.
-    """
-    rounding = RESULT_ROUNDING[result] * EPS[result]
-    return max(rounding, EPS[compute] / 16) if compute == torch.bfloat16 else rounding
+# What the result's own rounding may add to the eager op's error, in units of its dtype's epsilon.
+ROUNDINGS = {torch.float64: 8.0, torch.float32: 4.0, torch.bfloat16: 0.5, torch.float16: 0.5}
 
 
 def error(value: Tensor, truth: Tensor, magnitude: float) -> float:
@@ -29,7 +17,8 @@ def error(value: Tensor, truth: Tensor, magnitude: float) -> float:
         return 0.0
     # Below this the kernels' arithmetic has no full precision: denormals count as zero.
     computed = torch.finfo(torch.float64 if value.dtype == torch.float64 else torch.float32)
-    return float((value.double() - truth).abs().max()) / max(magnitude, computed.tiny / computed.eps)
+    smallest = computed.tiny / computed.eps
+    return float((value.double() - truth).abs().max()) / max(magnitude, smallest)
 
 
 def assert_within_budget(
@@ -37,7 +26,6 @@ def assert_within_budget(
     eager: dict[str, Tensor],
     truth: dict[str, Tensor],
     magnitude: dict[str, float],
-    compute: torch.dtype,
 ) -> None:
     """Compares output by output; NaN must stand where the truth has NaN, and nowhere else."""
     assert ours.keys() == truth.keys()
@@ -51,5 +39,5 @@ def assert_within_budget(
         theirs = error(eager[name], exact, magnitude[name])
         if not theirs < float("inf"):  # where eager overflows, ours must still be right
             theirs = 0.0
-        limit = theirs + tolerance(value.dtype, compute)
+        limit = theirs + ROUNDINGS[value.dtype] * torch.finfo(value.dtype).eps
         assert mine <= limit, f"{name}: error {mine:.2e}, eager {theirs:.2e}, limit {limit:.2e}"

@@ -1,6 +1,10 @@
 """tilewise.sigmoid_loss: every room against float64, within the error of the eager op."""
 
 import math
+import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilewise as tw
+from benchmarks.measure import peak_bytes
 from benchmarks.yardsticks import eager_sigmoid_loss
 from tests.budget import assert_within_budget
 from tests.contrastive_cases import CASES, Case, related
@@ -73,7 +78,7 @@ def check(case: Case, dtype, factor=1.0):
     size = {k: v * factor if k != "loss" else v for k, v in
             magnitudes(case, *exact, {**truth, "d_image": truth["d_image"] / factor,
                                       "d_text": truth["d_text"] / factor}).items()}
-    assert_within_budget(ours, eager, truth, size, dtype)
+    assert_within_budget(ours, eager, truth, size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -274,7 +279,8 @@ def test_compiled_training_step(room, compiler, autocast):
     for count in (16, 16, 19):  # another batch size must not break the graph either
         images, texts = torch.randn(count, 12), torch.randn(count, 10)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            expected, loss = model_loss(plain, images, texts), compiled_loss(compiled, images, texts)
+            expected = model_loss(plain, images, texts)
+            loss = compiled_loss(compiled, images, texts)
         (expected + loss).backward()
         torch.testing.assert_close(loss, expected, rtol=2e-2 if autocast else 1e-5, atol=0)
         for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
@@ -290,7 +296,8 @@ def test_compiled_reference():
 
 
 def test_autocast_casts_the_features_only(room):
-    image, text = (x.requires_grad_() for x in Case("a", related(32, 32, 8)).features(torch.float32))
+    features = Case("a", related(32, 32, 8)).features(torch.float32)
+    image, text = (x.requires_grad_() for x in features)
     scale = torch.tensor(10.037, requires_grad=True)  # not a bfloat16 number
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = tw.sigmoid_loss(image, text, scale, -10.0)
@@ -349,3 +356,70 @@ def test_same_tensor_twice(room):
     got, image.grad = image.grad, None
     tw.reference.sigmoid_loss(image, image, 5.0).backward()
     torch.testing.assert_close(got, image.grad)
+
+
+def prepare_memory(batch, dim, dtype):
+    """Runs in a process of its own: see benchmarks.measure.peak_bytes."""
+    features = [torch.randn(batch, dim).to(getattr(torch, dtype)) for _ in range(2)]
+    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    leaves = [x.requires_grad_() for x in features]
+
+    def step(count):
+        tw.sigmoid_loss(leaves[0][:count], leaves[1][:count], scale, bias).backward()
+        return [x.grad for x in leaves]
+
+    step(64)
+    for leaf in leaves:
+        leaf.grad = None
+    return lambda: step(batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_memory_grows_like_the_features(room, dtype):
+    """Four times the batch may add gradients, which are linear in it, but no B x B matrix."""
+    dim, batches = 16, (4096, 16384)
+    small, large = (peak_bytes(prepare_memory, batch=b, dim=dim, dtype=dtype) for b in batches)
+    linear = (batches[1] - batches[0]) * dim * 4 * 2  # both gradients, once, in float32
+    assert large - small <= 4 * linear + 2**21, f"{small / 2**20:.1f} -> {large / 2**20:.1f} MiB"
+    assert small <= 40 * 2**20  # the workspace
+
+
+CAPABILITY_SCRIPT = """
+import torch, tilewise as tw
+from tilewise import _extension
+from tests.contrastive_cases import CASES, Case, related
+from tests.test_sigmoid_loss import check
+with tw.backend("cpu"):
+    for case in [*CASES, Case("tiles", related(4099, 1051, 4))]:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            check(case, dtype)
+print(_extension.build_info()["cpu_capability"])
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_every_instruction_set(capability):
+    """ATEN_CPU_CAPABILITY lowers what is used, and the results stay within the budget."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    child = subprocess.run(
+        [sys.executable, "-c", CAPABILITY_SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    expected = torch.backends.cpu.get_cpu_capability() if capability == "avx2" else "DEFAULT"
+    used = child.stdout.split()[-1]
+    assert used == ("AVX2" if expected in ("AVX2", "AVX512") else "DEFAULT")
+
+
+def _in_child(case, expected):
+    torch.set_num_threads(1)  # as in a DataLoader's worker
+    os._exit(0 if all(map(torch.equal, everything(case), expected)) else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_fork(room):
+    case = Case("fork", related(300, 300, 16))
+    expected = everything(case)
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(case, expected))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0

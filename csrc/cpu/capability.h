@@ -1,5 +1,5 @@
-// Instruction sets that the vector kernels (csrc/cpu/*.cpp) are compiled for. setup.py compiles each
-// of them once per set, in a namespace of the set's name; the choice is made at run time.
+// Instruction sets that the vector kernels (csrc/cpu/*.cpp) are compiled for. setup.py compiles
+// each of them once per set, in a namespace of the set's name; the choice is made at run time.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -20,11 +20,11 @@ Capability cpu_capability();
 // TILEWISE_DISPATCH(f): the function f of this machine's instruction set; _AS picks an overload.
 #define TILEWISE_DISPATCH(function) TILEWISE_DISPATCH_AS(decltype(&DEFAULT::function), function)
 #if defined(__x86_64__) || defined(_M_X64)
-#define TILEWISE_DISPATCH_AS(type, function)                                                     \
-  (::tilewise::cpu_capability() == ::tilewise::Capability::AVX512                                \
-       ? static_cast<type>(&AVX512::function)                                                    \
-   : ::tilewise::cpu_capability() == ::tilewise::Capability::AVX2                                \
-       ? static_cast<type>(&AVX2::function)                                                      \
+#define TILEWISE_DISPATCH_AS(type, function)                      \
+  (::tilewise::cpu_capability() == ::tilewise::Capability::AVX512 \
+       ? static_cast<type>(&AVX512::function)                     \
+   : ::tilewise::cpu_capability() == ::tilewise::Capability::AVX2 \
+       ? static_cast<type>(&AVX2::function)                       \
        : static_cast<type>(&DEFAULT::function))
 #else
 #define TILEWISE_DISPATCH_AS(type, function) static_cast<type>(&DEFAULT::function)

@@ -11,14 +11,14 @@ namespace tilewise {
 //   rows (2 * pairs, cols) with `stride` elements between rows; out (pairs, cols), contiguous.
 // transpose: out[j][i] = in[i][j] for the `cols` columns that `in` starts with.
 //   in (rows, cols), out (cols, rows), with `stride` and `out_stride` elements between their rows.
-#define TILEWISE_DECLARE(CAPABILITY)                                                        \
-  namespace CAPABILITY {                                                                    \
-  void pack_pairs(const uint16_t* rows, int64_t stride, int64_t pairs, int64_t cols,        \
-                  uint32_t* out);                                                           \
-  void transpose(const uint16_t* in, int64_t stride, int64_t rows, int64_t cols,            \
-                 uint16_t* out, int64_t out_stride);                                        \
-  void transpose(const uint32_t* in, int64_t stride, int64_t rows, int64_t cols,            \
-                 uint32_t* out, int64_t out_stride);                                        \
+#define TILEWISE_DECLARE(CAPABILITY)                                                            \
+  namespace CAPABILITY {                                                                        \
+  void pack_pairs(const uint16_t* rows, int64_t stride, int64_t pairs, int64_t cols,            \
+                  uint32_t* out);                                                               \
+  void transpose(const uint16_t* in, int64_t stride, int64_t rows, int64_t cols, uint16_t* out, \
+                 int64_t out_stride);                                                           \
+  void transpose(const uint32_t* in, int64_t stride, int64_t rows, int64_t cols, uint32_t* out, \
+                 int64_t out_stride);                                                           \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

@@ -31,9 +31,9 @@ struct SigmoidSums {
 // What dots and gradients are stored in.
 enum class TileType { Float, Double, FloatToBFloat16 };
 
-#define TILEWISE_DECLARE(CAPABILITY)                                                   \
-  namespace CAPABILITY {                                                               \
-  SigmoidSums sigmoid_tile(TileType type, const SigmoidTile&, const SigmoidParams&);   \
+#define TILEWISE_DECLARE(CAPABILITY)                                                 \
+  namespace CAPABILITY {                                                             \
+  SigmoidSums sigmoid_tile(TileType type, const SigmoidTile&, const SigmoidParams&); \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

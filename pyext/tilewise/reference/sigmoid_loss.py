@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype
+from tilewise.reference._precision import exact_dtype, no_autocast
 
 
 def sigmoid_loss(
@@ -19,7 +19,7 @@ def sigmoid_loss(
     Cost: memory O(B * N), several float64 matrices of that size.
     """
     result_dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
-    with torch.autocast(image_features.device.type, enabled=False):
+    with no_autocast(image_features):
         image = image_features.to(exact_dtype(image_features))  # (B, D)
         text = text_features.to(image.dtype)  # (N, D)
         logits = image @ text.T * logit_scale  # (B, N)

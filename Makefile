@@ -1,0 +1,47 @@
+# `make demo` and `make test` work on a fresh clone: each sets up .venv and builds what it needs.
+PYTHON ?= python3
+PY := .venv/bin/python
+OP ?= sigmoid_loss
+DEVICE ?= cpu
+
+.PHONY: help build demo test fuzz bench check format wheel clean
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+# An editable install: `import tilewise` finds this tree. It compiles nothing that is up to date.
+.venv/installed: requirements-dev.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+build: .venv/installed  ## build the C++ extension in place; an unchanged tree rebuilds nothing
+	$(PY) setup.py --quiet build_ext --inplace
+
+demo: build  ## train SigLIP on real image-caption pairs, our loss beside the eager one
+	$(PY) -m examples.siglip
+
+test: build  ## run the tests
+	$(PY) -m pytest
+
+fuzz: build  ## the random tests for minutes instead of seconds
+	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0
+
+bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
+	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)
+
+check: build  ## lint, format and types
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+format: build  ## let clang-format and ruff mend what they can
+	$(PY) -m ruff check --fix .
+	.venv/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+wheel: build  ## a wheel for this Python and torch, in dist/
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:  ## remove what make made
+	rm -rf .venv build dist out .cache *.egg-info pyext/*.egg-info pyext/tilewise/*.so

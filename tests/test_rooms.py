@@ -1,0 +1,51 @@
+"""The same op has the same name in every room, and the same signature where Python can see it."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import tilewise as tw
+from tilewise import _backend
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = [
+    "pyext/tilewise/ops/{}.py",
+    "pyext/tilewise/reference/{}.py",
+    "csrc/{}.cpp",
+    "csrc/cpu/{}.cpp",
+    "csrc/cpu/{}.h",
+    "benchmarks/{}.py",
+    "docs/{}.md",
+    "tests/test_{}.py",
+]
+OPS = sorted(path.stem for path in (ROOT / "pyext/tilewise/ops").glob("[!_]*.py"))
+
+
+def test_public_names_are_the_ops():
+    assert sorted(tw.ops.__all__) == OPS == sorted(_backend.OPS) == sorted(tw.reference.__all__)
+    assert set(OPS) <= set(tw.__all__)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("room", ROOMS)
+def test_op_has_a_file_in_every_room(op, room):
+    assert (ROOT / room.format(op)).is_file()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_signatures_agree(op):
+    ours = inspect.signature(getattr(tw, op))
+    assert ours == inspect.signature(getattr(tw.reference, op))
+    assert getattr(tw, op).__module__ == f"tilewise.ops.{op}"
+    for part in ("Args:", "Returns:", "Cost:", "Raises:", "Paper:"):
+        assert part in getattr(tw, op).__doc__, f"{op}: docstring lacks {part}"
+
+
+@pytest.mark.parametrize("room", ["ops", "reference", "nn"])
+def test_no_room_holds_anything_else(room):
+    """A file that no op owns would be in the wrong place."""
+    package = importlib.import_module(f"tilewise.{room}")
+    files = {p.stem for p in Path(package.__file__).parent.glob("[!_]*.py")}
+    assert files == set(OPS)
