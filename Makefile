@@ -4,7 +4,7 @@ PY := .venv/bin/python
 OP ?= sigmoid_loss
 DEVICE ?= cpu
 
-.PHONY: help build demo test fuzz bench check format wheel clean
+.PHONY: help build demo test fuzz bench bench-quick check format wheel clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,9 @@ fuzz: build  ## the random tests for minutes instead of seconds
 
 bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)
+
+bench-quick: build  ## a minute of it, into out/bench
+	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE) --quick --no-verify
 
 check: build  ## lint, format and types
 	$(PY) -m ruff check .

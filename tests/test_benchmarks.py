@@ -3,12 +3,12 @@
 import csv
 
 import pytest
-import tilewise as tw
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import tilewise as tw
 from benchmarks import measure, predict, registry, run
-from benchmarks.registry import EAGER, OURS, PRODUCTS, TRAINING
+from benchmarks.registry import EAGER, OURS, PRODUCTS
 
 MIB = 2**20
 
@@ -40,9 +40,13 @@ def test_peak_bytes_passes_errors_on():
         measure.peak_bytes(lambda: None)
 
 
-@pytest.mark.parametrize(("long_round", "kept", "ran"), [(10.0, 5, 6), (0.0, 3, 3)])
-def test_calls_take_turns(monkeypatch, long_round, kept, ran):
-    monkeypatch.setattr(measure, "LONG_ROUND", long_round)
+@pytest.mark.parametrize(
+    ("warm", "long", "kept", "ran"), [(5.0, 20.0, 5, 6), (0.0, 20.0, 5, 5), (0.0, 0.0, 2, 2)]
+)
+def test_calls_take_turns(monkeypatch, warm, long, kept, ran):
+    """Short rounds: the first is thrown away; longer ones: it is kept; very long ones: two."""
+    monkeypatch.setattr(measure, "WARM_ROUND", warm)
+    monkeypatch.setattr(measure, "LONG_ROUND", long)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     times = measure.time_interleaved(calls, seconds=0)
@@ -66,12 +70,12 @@ def test_candidates_agree(op):
     benchmark = registry.load(op)
     inputs = benchmark.inputs(benchmark.small, "cpu")
     with tw.backend("reference"):
-        expected = benchmark.candidates("cpu")[OURS].build(inputs, TRAINING)()
+        main = benchmark.small.kinds[0]
+        expected = benchmark.candidates("cpu")[OURS].build(inputs, main)()
     for name, candidate in benchmark.candidates("cpu").items():
         if name != PRODUCTS:
-            for kind in benchmark.kinds:
+            for kind in benchmark.small.kinds:
                 result = candidate.build(inputs, kind)()
-                result = result if kind == TRAINING else (result,)
                 torch.testing.assert_close(
                     result, expected[: len(result)], rtol=1e-3, atol=1e-6, msg=f"{name}, {kind}"
                 )
@@ -80,7 +84,7 @@ def test_candidates_agree(op):
 def test_flops_are_those_of_the_bare_products(op):
     benchmark = registry.load(op)
     inputs = benchmark.inputs(benchmark.small, "cpu")
-    for kind in benchmark.kinds:
+    for kind in benchmark.small.kinds:
         call = benchmark.candidates("cpu")[PRODUCTS].build(inputs, kind)
         with FlopCounterMode(display=False) as counter:
             call()
@@ -106,6 +110,26 @@ def test_quick_run_reports(tmp_path, capsys):
         assert int(row["rounds"]) >= 5 and row["torch"] == torch.__version__ and row["machine"]
     gradients = 2 * 2048 * 512 * 4
     assert gradients <= int(large["peak_bytes"]) < 4 * gradients
+
+
+def test_a_failing_yardstick_is_left_out(tmp_path, monkeypatch, capsys):
+    """It must not stop the run; our own failure must."""
+
+    def measured(prepare, cases):
+        if any(case["candidate"] == broken for case in cases):
+            raise RuntimeError("no such kernel")
+        return [1] * len(cases)
+
+    monkeypatch.setattr(run, "peak_bytes_each", measured)
+    monkeypatch.setattr(run, "time_interleaved", lambda calls, *_: {n: [1.0] for n in calls})
+    arguments = ["--op", "sigmoid_loss", "--quick", "--no-verify", "--out", str(tmp_path)]
+    broken = EAGER
+    assert run.main([*arguments, "--only", OURS, EAGER]) == 0
+    assert "no such kernel" in capsys.readouterr().out
+    assert "skipped: it fails" in (tmp_path / "sigmoid_loss-cpu.csv").read_text()
+    broken = OURS
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        run.main([*arguments, "--only", OURS, EAGER])
 
 
 def test_predictions_are_marked():

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from tests.peers import open_clip
+from benchmarks.yardsticks import open_clip_loss
 
 
 @pytest.fixture(scope="module")
 def peer():
-    return open_clip().loss.SigLipLoss
+    return open_clip_loss().SigLipLoss
 
 
 def features(count=37, dim=24):

@@ -1,0 +1,143 @@
+"""Draws time and memory against size, on logarithmic axes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
+
+from benchmarks.registry import EAGER, OURS, PRODUCTS  # noqa: E402
+from benchmarks.report import MEASURED, Row  # noqa: E402
+
+# Colours that also differ in lightness; the ops' own yardsticks take the spare ones in turn.
+COLOURS = {OURS: "#d1495b", PRODUCTS: "#555555", EAGER: "#2e4057", "torch.compile": "#00798c"}
+SPARE = ("#b8860b", "#7a5195", "#5f9e45", "#c06c2f")
+INCHES_PER_LABEL = 0.27
+
+Value = Callable[[Row], float | None]
+
+
+def plots(rows: Sequence[Row], axis: str, kind: str, stem: Path) -> list[Path]:
+    """Draws the rows of one sweep and kind; returns the two files `<stem>-{time,memory}.png`."""
+    rows = [row for row in rows if row.kind == kind]
+    paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("time", "memory")]
+    for draw, path in zip((_time, _memory), paths, strict=True):
+        figure = draw(rows, axis)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+    return paths
+
+
+def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
+    """Time above, its ratio to the bare products below."""
+    figure, (above, below) = plt.subplots(
+        2, sharex=True, figsize=(8, 7), height_ratios=(2, 1), layout="constrained"
+    )
+    above.set(xscale="log", yscale="log")
+    _panel(above, rows, axis, lambda row: row.median_ms, _milliseconds, notes=True)
+    for name, colour in _colours(rows).items():
+        line = [row for row in rows if row.candidate == name and row.median_ms is not None]
+        quartiles = [row.q25_ms for row in line], [row.q75_ms for row in line]
+        x = [row.size_of[axis] for row in line]
+        above.fill_between(x, *quartiles, color=colour, alpha=0.15, linewidth=0)
+    below.set(ylabel=f"time / {PRODUCTS}", xlabel=axis)
+    below.axhline(0, linewidth=0)  # so that the ratios start there
+    _panel(below, rows, axis, lambda row: row.ratio_to_products, lambda y: f"{y:g}×")
+    _titles(above, rows, axis, "time")
+    return figure
+
+
+def _memory(rows: Sequence[Row], axis: str) -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    axes.set(xscale="log", yscale="log", xlabel=axis)
+    _panel(axes, rows, axis, lambda row: row.peak_bytes, _bytes, notes=True)
+    _titles(axes, rows, axis, "peak memory")
+    return figure
+
+
+def _panel(
+    axes: Axes, rows: Sequence[Row], axis: str, value: Value, unit: Callable[[float], str],
+    notes: bool = False,
+) -> None:
+    """A line with a label for each candidate; `notes` adds why a line stops."""
+    ends = []
+    for name, colour in _colours(rows).items():
+        line = [row for row in rows if row.candidate == name and value(row) is not None]
+        if line:
+            x, y = [row.size_of[axis] for row in line], [value(row) for row in line]
+            axes.plot(
+                x, y, "--" if name == PRODUCTS else "-", color=colour, marker="o", markersize=4,
+                linewidth=2.6 if name == OURS else 1.5, zorder=3 if name == OURS else 2,
+            )  # fmt: skip
+            ends.append((y[-1], name, colour, _skipped(rows, name, axis) if notes else ""))
+    sizes = sorted({row.size_of[axis] for row in rows})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: unit(y)))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    _labels(axes, sorted(ends))
+
+
+def _colours(rows: Sequence[Row]) -> dict[str, str]:
+    names = list(dict.fromkeys(row.candidate for row in rows))
+    spare = iter(SPARE * len(names))
+    return {name: COLOURS.get(name) or next(spare) for name in names}
+
+
+def _skipped(rows: Sequence[Row], name: str, axis: str) -> str:
+    """Why the line of a candidate stops early."""
+    for row in rows:
+        if row.candidate == name and row.status != MEASURED:
+            return f"{row.size_of[axis]:,} {row.status.removeprefix('skipped: ')}"
+    return ""
+
+
+def _labels(axes: Axes, ends: list[tuple[float, str, str, str]]) -> None:
+    """Names the lines at the right edge, from the lowest up, apart from each other."""
+    axes.autoscale_view()
+    gap = INCHES_PER_LABEL / (axes.get_position().height * axes.figure.get_figheight())
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [to_axes.transform((1, y))[1] for y, *_ in ends]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    ceiling = 1.0
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], ceiling)
+        ceiling = heights[i] - gap
+    for height, (_, name, colour, note) in zip(heights, ends, strict=True):
+        style = {"transform": axes.transAxes, "color": colour}
+        weight = "bold" if name == OURS else "normal"
+        axes.text(1.015, height, name, va="center", fontsize=9, fontweight=weight, **style)
+        axes.text(1.015, height - 0.4 * gap, note, va="center", fontsize=6.5, **style)
+
+
+def _titles(axes: Axes, rows: Sequence[Row], axis: str, what: str) -> None:
+    row = rows[0]
+    fixed = " ".join(pair for pair in row.sizes.split() if not pair.startswith(f"{axis}="))
+    axes.set_title(
+        f"{row.op}, {row.kind}: {what} against {axis}  ({fixed}, {row.dtype})",
+        loc="left", fontweight="bold", fontsize=11, pad=24,
+    )
+    note = "" if row.verified else "  ·  NOT VERIFIED"
+    axes.annotate(
+        f"{row.machine}, {row.threads} threads  ·  torch {row.torch}  ·  "
+        f"tilewise {row.tilewise} {row.commit}{note}",
+        (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
+        fontsize=8, color="#555555",
+    )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value / 1000:g} s" if value >= 1000 else f"{value:g} ms"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B"

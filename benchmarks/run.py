@@ -1,0 +1,222 @@
+"""Measures one op: `python -m benchmarks.run --op sigmoid_loss --device cpu`.
+
+Runs the op's tests and refuses to go on if they fail; then measures every candidate's peak memory
+and time on every case, prints a table, and writes `<op>-<device>.csv`, two plots of the sweep, and
+what is predicted for GPUs.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import plot, predict, registry, report
+from benchmarks.measure import (
+    ROOT,
+    Call,
+    Spread,
+    peak_bytes_each,
+    ratio,
+    time_interleaved,
+)
+from benchmarks.registry import EAGER, OURS, PRODUCTS, Candidate, Case
+from benchmarks.report import MEASURED, Row
+
+RESULTS = ROOT / "benchmarks" / "results"
+QUICK_RESULTS = ROOT / "out" / "bench"  # ignored by git
+SECONDS, QUICK_SECONDS = 12.0, 1.0  # of timing, for each case and kind
+CPU_MEMORY_CAP = 8.0  # GB
+
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parse(arguments)
+    verified = options.verify and verify(options.op)
+    if options.verify and not verified:
+        console.print(f"[bold red]{options.op}: its tests do not pass; nothing is reported")
+        return 1
+    if not verified:
+        console.rule("[bold red]NOT VERIFIED: the op's tests were not run[/]", style="red")
+    run = Run(options, verified)
+    rows = run.rows()
+    predicted = predict.rows(options.op, run.benchmark)
+    report.print_tables(rows, console)
+    if predicted:
+        report.print_predictions(predicted, console)
+    for path in _write(options, run, rows, predicted):
+        console.print(f"wrote {path}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Time and peak memory of one op, side by side."
+    )
+    parser.add_argument("--op", required=True, choices=registry.names())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few rounds")
+    parser.add_argument("--only", nargs="+", metavar="CANDIDATE", help="measure these alone")
+    parser.add_argument("--out", type=Path, help="folder for the CSV and the plots")
+    parser.add_argument("--memory-cap", type=float, metavar="GB", help="skip what needs more")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false",
+        help="do not run the op's tests first; every row will say so",
+    )
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    options.out = options.out or (QUICK_RESULTS if options.quick else RESULTS)
+    return options
+
+
+def verify(op: str) -> bool:
+    """Whether tests/test_<op>.py exists and passes."""
+    path = ROOT / "tests" / f"test_{op}.py"
+    if not path.exists():
+        console.print(f"{path.name} does not exist")
+        return False
+    console.print(f"testing {op} ...")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(path)]
+    tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if tests.returncode:
+        console.print(tests.stdout[-3000:] + tests.stderr[-1000:], markup=False)
+    return tests.returncode == 0
+
+
+class Run:
+    """One run over the cases of an op."""
+
+    def __init__(self, options: argparse.Namespace, verified: bool):
+        self.op, self.device, self.verified = options.op, options.device, verified
+        self.benchmark = registry.load(options.op)
+        self.quick = options.quick
+        self.cases = [case for case in self.benchmark.cases if case.quick or not options.quick]
+        self.candidates = _chosen(self.benchmark.candidates(self.device), options.only)
+        self.seconds = QUICK_SECONDS if options.quick else SECONDS
+        self.cap = 1e9 * (options.memory_cap or _memory_cap(self.device))
+        self.machine, self.threads = report.machine(self.device)
+
+    def rows(self) -> list[Row]:
+        """A row for every case, kind and candidate: skipped, or with its time and memory."""
+        rows = [
+            self._row(case, kind, name)
+            for case in self.cases
+            for kind in self._kinds(case)
+            for name in self.candidates
+        ]
+        for name in self.candidates:
+            self._add_memory(name, [r for r in _measured(rows) if r.candidate == name])
+        for case in (case for case in self.cases if case.timed or self.device != "cpu"):
+            for kind in self._kinds(case):
+                block = [row for row in rows if (row.case, row.kind) == (case.label, kind)]
+                self._add_times(case, kind, _measured(block))
+        return rows
+
+    def _kinds(self, case: Case) -> tuple[str, ...]:
+        return case.kinds[:1] if self.quick else case.kinds
+
+    def _status(self, case: Case, name: str) -> str:
+        needed = self.candidates[name].needs(case)
+        if needed > self.cap:
+            return f"skipped: needs {needed / 1e9:.2g} GB"
+        if self.device == "cpu" and case.only and name not in case.only:
+            return "skipped: takes long"
+        return MEASURED
+
+    def _row(self, case: Case, kind: str, name: str) -> Row:
+        return Row(
+            self.op, case.label, kind, name, status=self._status(case, name),
+            verified=self.verified, dtype=case.dtype, sizes=case.sizes_text,
+            flops=self.benchmark.flops(case, kind), moved_bytes=self.benchmark.moved(case, kind),
+            machine=self.machine, threads=self.threads, **report.provenance(),
+        )
+
+    def _add_memory(self, name: str, rows: list[Row]) -> None:
+        console.print(f"memory: {name}")
+        cases = [
+            {"op": self.op, "candidate": name, "sizes": row.size_of, "dtype": row.dtype,
+             "kind": row.kind, "device": self.device}
+            for row in rows
+        ]  # fmt: skip
+        try:
+            peaks = peak_bytes_each(prepare, cases)
+        except RuntimeError as error:
+            if name == OURS:
+                raise
+            console.print(str(error), markup=False)
+            for row in rows:
+                row.status = "skipped: it fails"
+        else:
+            for row, peak in zip(rows, peaks, strict=True):
+                row.peak_bytes = peak
+
+    def _add_times(self, case: Case, kind: str, rows: list[Row]) -> None:
+        console.print(f"time: {case.label}, {kind}")
+        inputs = self.benchmark.inputs(case, self.device)
+        calls = {}
+        for name in (row.candidate for row in rows):
+            candidate = self.candidates[name]
+            registry.warm_up(self.benchmark, candidate, case.dtype, kind, self.device)
+            calls[name] = candidate.build(inputs, kind)
+        times = time_interleaved(calls, self.device, self.seconds)
+        for row in rows:
+            mine = times[row.candidate]
+            spread = Spread.of(mine)
+            row.rounds = len(mine)
+            row.median_ms, row.q25_ms, row.q75_ms = spread.median, spread.q25, spread.q75
+            if PRODUCTS in times:
+                row.ratio_to_products = ratio(mine, times[PRODUCTS])
+            if EAGER in times:
+                row.ratio_to_eager = ratio(mine, times[EAGER])
+
+
+def _measured(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.status == MEASURED]
+
+
+def _chosen(found: dict[str, Candidate], only: list[str] | None) -> dict[str, Candidate]:
+    unknown = set(only or ()) - set(found)
+    if unknown:
+        raise SystemExit(f"--only: no {', '.join(unknown)} here; there are {', '.join(found)}")
+    return {name: found[name] for name in only or found}
+
+
+def _memory_cap(device: str) -> float:
+    """GB: a fixed number on a CPU, all that is free on a GPU."""
+    return CPU_MEMORY_CAP if device == "cpu" else torch.cuda.mem_get_info()[0] / 1e9
+
+
+def prepare(
+    op: str, candidate: str, sizes: dict[str, int], dtype: str, kind: str, device: str
+) -> Call:
+    """For `peak_bytes`: one candidate on one case, libraries loaded; its buffers count."""
+    benchmark = registry.load(op)
+    chosen = benchmark.candidates(device)[candidate]
+    registry.warm_up(benchmark, chosen, dtype, kind, device)
+    inputs = benchmark.inputs(Case(sizes, dtype), device)
+    return lambda: chosen.build(inputs, kind)()
+
+
+def _write(
+    options: argparse.Namespace, run: Run, rows: list[Row], predicted: list[Row]
+) -> list[Path]:
+    """Writes CSV files and plots; returns their paths."""
+    stem = options.out / f"{options.op}-{options.device}"
+    tables = {stem.with_suffix(".csv"): rows}
+    if predicted:
+        tables[options.out / f"{options.op}-predicted.csv"] = predicted
+    for path, content in tables.items():
+        report.write_csv(content, path)
+    sweep = {case.label for case in run.cases if case.sweep}
+    drawn = [row for row in rows if row.case in sweep]
+    return [*tables, *plot.plots(drawn, run.benchmark.axis, drawn[0].kind, stem)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
