@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tilewise as tw
 import torch
 import torch.nn.functional as F
 
+import tilewise as tw
 from benchmarks.yardsticks import eager_sigmoid_loss
 from examples.data import Scenes
 from examples.towers import PAD
