@@ -209,6 +209,13 @@ Tensor as_left_factor(const Tensor& a) {
   return out;
 }
 
+Tensor transposed(const Tensor& x) {
+  const Tensor out = at::empty({x.size(1), x.size(0)}, x.options());
+  transpose(static_cast<const uint32_t*>(x.const_data_ptr()), x.stride(0), x.size(0), x.size(1),
+            static_cast<uint32_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
 bool has_bfloat16_matmul() {
   return at::globalContext().userEnabledMkldnn() && at::native::cpublas::could_pack(at::kBFloat16);
 }

@@ -37,6 +37,9 @@ int64_t count_blocks(int64_t rows, int64_t cols);
 // products.
 at::Tensor as_left_factor(const at::Tensor& a);
 
+// The transpose of a float32 matrix (M, N), contiguous: (N, M). On all threads, unlike torch's.
+at::Tensor transposed(const at::Tensor& x);
+
 // Whether this CPU multiplies bfloat16 natively (AMX, AVX-512 BF16).
 bool has_bfloat16_matmul();
 

@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
     return at::scalar_tensor(value * inverse_count, options);
   };
   return {scalar(sums.loss), need_image ? d_image : none(),
-          need_text ? (turn ? d_text.t().contiguous() : d_text) : none(),
+          need_text ? (turn ? transposed(d_text) : d_text) : none(),
           need_scale ? scalar(sums.dz_dot) : none(), need_bias ? scalar(sums.dz) : none()};
 }
 
