@@ -1,7 +1,13 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    import tests.triton_tools.interpreter  # noqa: F401  (its corrections)
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import tilewise as tw
 from tilewise import _backend, _extension
 
 X, Y = torch.randn(5, 4), torch.randn(5, 4)
-NO_EXTENSION = """
+BROKEN_EXTENSION = """
 import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
+class Broken(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name in {absent!r}:
-            raise {error}
-sys.meta_path.insert(0, Absent())
+        if name == "tilewise._C":
+            raise ImportError("compiled for torch 1")
+sys.meta_path.insert(0, Broken())
 """
 USE = """
 import torch, tilewise as tw, warnings
@@ -26,8 +26,10 @@ x = torch.randn(5, 4, requires_grad=True)
 """
 
 
-def run(code, absent=(), error="ModuleNotFoundError(name)", **environment):
-    code = (NO_EXTENSION.format(absent=absent, error=error) if absent else "") + USE + code
+def run(code, absent=None, prelude="", **environment):
+    if absent:
+        prelude = f"import sys; sys.modules[{absent!r}] = None"
+    code = prelude + USE + code
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, **environment})
 
@@ -36,16 +38,16 @@ def test_backend_forces_and_restores():
     with tw.backend("reference"):
         inside = tw.sigmoid_loss(X, Y, 10.0)
         with tw.backend("cpu"):
-            assert _backend.choose(X.device) == "cpu"
-        assert _backend.choose(X.device) == "reference"
-    assert _backend.choose(X.device) == "cpu"
+            assert _backend.choose(X.device, X.dtype) == "cpu"
+        assert _backend.choose(X.device, X.dtype) == "reference"
+    assert _backend.choose(X.device, X.dtype) == "cpu"
     torch.testing.assert_close(inside, tw.sigmoid_loss(X, Y, 10.0))
 
 
 def test_backend_is_restored_after_an_error():
     with pytest.raises(KeyError), tw.backend("reference"):
         raise KeyError
-    assert _backend.choose(X.device) == "cpu"
+    assert _backend.choose(X.device, X.dtype) == "cpu"
 
 
 def test_reference_room_can_be_differentiated_twice():
@@ -87,7 +89,7 @@ try:
         tw.sigmoid_loss(x, x, 1.0)
 except RuntimeError as error:
     print(error)
-""", absent=("tilewise._C",))
+""", absent="tilewise._C")
     assert child.returncode == 0, child.stderr
     lines = child.stdout.splitlines()
     assert lines[0].startswith("1 tilewise: no kernel serves this call") and "True" in lines[0]
@@ -96,8 +98,7 @@ except RuntimeError as error:
 
 
 def test_an_extension_that_does_not_load_is_explained():
-    error = "ImportError('compiled for torch 1')"
-    child = run("tw.backends()", absent=("tilewise._C",), error=error)
+    child = run("tw.backends()", prelude=BROKEN_EXTENSION)
     assert child.returncode == 0 and "does not load: compiled for torch 1" in child.stdout
 
 
@@ -110,8 +111,22 @@ def test_a_binary_for_another_torch_is_refused():
 
 
 def test_import_without_triton():
-    child = run("print(tw.sigmoid_loss(x, x, 1.0).item() > 0)", absent=("triton",))
+    child = run("print(tw.sigmoid_loss(x, x, 1.0).item() > 0); tw.backends()", absent="triton")
     assert child.returncode == 0 and child.stdout.startswith("True"), child.stderr
+    assert "Triton is not installed" in child.stdout
+
+
+def test_triton_on_a_cpu_needs_its_interpreter():
+    child = run("with tw.backend('triton'): tw.sigmoid_loss(x, x, 1.0)", TRITON_INTERPRET="0")
+    assert "RuntimeError: backend 'triton' was asked for but can't serve" in child.stderr
+    child = run("with tw.backend('triton'): print(tw.sigmoid_loss(x, x, 1.0).item() > 0)",
+                TRITON_INTERPRET="1")
+    assert child.stdout.strip() == "True", child.stderr
+
+
+def test_triton_refuses_float64():
+    with tw.backend("triton"), pytest.raises(RuntimeError, match="no float64"):
+        tw.sigmoid_loss(X.double(), Y.double(), 10.0)
 
 
 def test_importing_is_quiet_and_light():

@@ -5,6 +5,7 @@ variable would not allow. It holds for the whole process, not for one thread.
 """
 
 import contextlib
+import importlib.util
 import os
 import warnings
 
@@ -12,10 +13,12 @@ import torch
 
 from tilewise import _extension
 
-NAMES = ("auto", "reference", "cpu")
+NAMES = ("auto", "reference", "cpu", "triton")
 OPS = ("sigmoid_loss",)
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
+_has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _warned: set[str] = set()
 
 
@@ -23,25 +26,34 @@ def why_not(room: str, device: torch.device) -> str | None:
     """What keeps `room` from serving tensors on `device`; None if nothing does."""
     if room == "reference":
         return None
-    if device.type != "cpu":
-        return f"it serves CPU tensors, these are on {device}"
-    return _extension.why_missing
+    if room == "cpu":
+        if device.type != "cpu":
+            return f"it serves CPU tensors, these are on {device}"
+        return _extension.why_missing
+    if not _has_triton:
+        return "Triton is not installed"
+    if device.type != "cuda" and not _interpreted:
+        return f"it serves CUDA tensors, these are on {device} (TRITON_INTERPRET=1 interprets it)"
+    return None
 
 
-def choose(device: torch.device) -> str:
-    """The room that serves a call on `device`: the forced one, else the fastest there is."""
+def choose(device: torch.device, dtype: torch.dtype) -> str:
+    """The room that serves a call: the forced one, else the fastest there is."""
     if _forced not in NAMES:
         raise ValueError(f"TILEWISE_BACKEND={_forced!r}: expected one of {', '.join(NAMES)}")
-    reason = why_not("cpu" if _forced == "auto" else _forced, device)
+    room = _forced
+    if room == "auto":
+        room = "cpu" if device.type == "cpu" else "triton"
+    reason = why_not(room, device)
+    if room == "triton" and dtype == torch.float64:
+        reason = reason or "it has no float64"
+    if not reason:
+        return room
     if _forced != "auto":
-        if reason:
-            raise RuntimeError(f"backend {_forced!r} was asked for but can't serve: {reason}")
-        return _forced
-    if reason:
-        _warn_once(f"no kernel serves this call ({reason}); the PyTorch reference does, which is "
-                   "slow and stores the whole matrix")
-        return "reference"
-    return "cpu"
+        raise RuntimeError(f"backend {_forced!r} was asked for but can't serve: {reason}")
+    _warn_once(f"no kernel serves this call ({reason}); the PyTorch reference does, which is "
+               "slow and stores the whole matrix")
+    return "reference"
 
 
 def _warn_once(message: str) -> None:
@@ -56,7 +68,7 @@ def backend(name: str):
 
     Args:
         name: `"reference"` (plain PyTorch, stores the whole matrix, can be differentiated twice),
-            `"cpu"` (C++), or `"auto"` (the fastest one that serves the call's device).
+            `"cpu"` (C++), `"triton"`, or `"auto"` (the fastest one that serves the call's device).
 
     Raises:
         ValueError: there is no room of that name.

@@ -5,6 +5,7 @@ Its backward only scales them, in a second op whose own autograd formula raises:
 would be a constant to a second differentiation, and silently wrong.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from itertools import compress
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 _library = torch.library.Library("tilewise", "FRAGMENT")
+_triton_library = torch.library.Library("tilewise_triton", "FRAGMENT")
 
 
 def register_loss(
     name: str, schema: str, fake: Callable, differentiable: Sequence[int], flags: Sequence[int]
 ) -> None:
-    """Defines `tilewise::name` with `schema`.
+    """Defines `tilewise::name`, and `tilewise_triton::name` for the Triton room alone.
 
     Args:
         fake: computes empty outputs from inputs, for tracing.
@@ -25,8 +27,23 @@ def register_loss(
             op returns the gradients, after the loss.
         flags: positions of the inputs that say whether each of these gradients is needed.
     """
-    _library.define(f"{name}{schema}")
-    torch.library.register_fake(f"tilewise::{name}", fake, lib=_library)
+    def run_triton(*arguments):
+        kernels = importlib.import_module(f"tilewise.kernels.{name}")
+        return getattr(kernels, name)(*arguments)
+
+    for library in (_library, _triton_library):
+        _define(library, name, schema, fake, differentiable, flags)
+    _library.impl(name, run_triton, "CUDA")
+    # Any device: Triton's interpreter takes CPU tensors.
+    _triton_library.impl(name, run_triton, "CompositeExplicitAutograd")
+
+
+def _define(
+    library: torch.library.Library, name: str, schema: str, fake: Callable,
+    differentiable: Sequence[int], flags: Sequence[int],
+) -> None:
+    library.define(f"{name}{schema}")
+    torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
 
     def setup_context(ctx, inputs, output):
         _, *gradients = output
@@ -49,7 +66,7 @@ def register_loss(
         return tuple(result)
 
     torch.library.register_autograd(
-        f"tilewise::{name}", backward, setup_context=setup_context, lib=_library
+        f"{library.ns}::{name}", backward, setup_context=setup_context, lib=library
     )
 
 

@@ -53,14 +53,16 @@ def sigmoid_loss(
     bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
     positives = _arguments.offset("positives", positives)
 
-    if _backend.choose(image.device) == "reference":
+    room = _backend.choose(image.device, image.dtype)
+    if room == "reference":
         return reference.sigmoid_loss(image, text, scale, bias, positives)
     _arguments.refuse_functorch("sigmoid_loss")
     needs = [
         torch.is_grad_enabled() and x is not None and x.requires_grad
         for x in (image, text, scale, bias)
     ]
-    return torch.ops.tilewise.sigmoid_loss(image, text, scale, bias, positives, *needs)[0]
+    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    return op.sigmoid_loss(image, text, scale, bias, positives, *needs)[0]
 
 
 def _fake(image, text, scale, bias, positives, need_image, need_text, need_scale, need_bias):

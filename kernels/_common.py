@@ -1,0 +1,95 @@
+"""What the launchers of all Triton kernels share: tiles, precision, operands, products."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# torch.get_float32_matmul_precision() in tl.dot's words. "high" lets a factor be a sum of two
+# shorter numbers: that is tf32x3.
+_PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+
+
+class Tile(NamedTuple):
+    """The block of results that one program computes, and how."""
+
+    rows: int
+    cols: int
+    depth: int  # elements of D per step
+    pieces: int  # the epilogue takes cols / pieces columns at a time, which saves registers
+    warps: int
+    stages: int
+    tma: bool = False  # features come by tensor descriptors: fewer registers and instructions
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """"sm_90", "gfx942" and so on; "interpreter" for CPU tensors."""
+    if device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def product_kind(dtype: torch.dtype, arch: str) -> str:
+    """How tl.dot multiplies: "half", or for float32 what torch's precision setting asks for."""
+    if dtype != torch.float32:
+        return "half"
+    if arch.startswith("gfx"):
+        return "ieee"  # AMD's matrix units take float32 as it is
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+def choose_tile(
+    tiles: Mapping[tuple[str, str], Tile], defaults: Mapping[str, Tile], arch: str, kind: str
+) -> Tile:
+    """The tile for this architecture, else the default, which every architecture can run."""
+    return tiles.get((arch, kind), defaults[kind])
+
+
+def warp_size(arch: str) -> int:
+    return 64 if arch.startswith("gfx9") else 32
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def operand(x: Tensor, depth: int) -> Tensor:
+    """`x` (rows, D) as kernels read it: rows apart, aligned, D a multiple of `depth`, at least one.
+
+    A copy padded with 0 where `x` is not like that.
+    """
+    rows, d = x.shape
+    apart = x.stride(1) == 1 and x.stride(0) >= d and x.stride(0) % 16 == 0
+    if apart and x.data_ptr() % 16 == 0 and d % depth == 0 and d > 0:
+        return x
+    padded = x.new_zeros(rows, round_up(max(d, 1), depth))
+    padded[:, :d] = x
+    return padded
+
+
+def source(x: Tensor, rows: int, tile: Tile, kind: str) -> Tensor | TensorDescriptor:
+    """What the kernel gets to read (rows, tile.depth) blocks of the operand `x` from."""
+    if not tile.tma:
+        return x
+    # Matrix units cut float32 to tf32; the copy engine can round it.
+    return TensorDescriptor.from_tensor(x, [rows, tile.depth], round_f32_to_tf32=kind == "tf32")
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
+    """out = a @ b, or out += a @ b; `out` is float32, whatever `a` and `b` are."""
+    kwargs = {}
+    if a.is_cuda and a.dtype != torch.float32:
+        kwargs = {"out_dtype": torch.float32}
+    else:
+        a, b = a.float(), b.float()
+    if accumulate:
+        torch.addmm(out, a, b, out=out, **kwargs)
+    else:
+        torch.mm(a, b, out=out, **kwargs)

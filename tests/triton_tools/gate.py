@@ -1,0 +1,211 @@
+"""Static gate: what each shipped Triton kernel compiles to, on every architecture, without a GPU.
+
+`python -m tests.triton_tools.gate` compiles all, checks the rules and compares with the table
+kernels/static_gate.csv. `--write` renews the table: read its diff. `--quick` leaves out the easier
+cases: aligned shapes, and losses without gradients.
+"""
+
+import argparse
+import csv
+import functools
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import triton
+
+from tilewise.kernels import sigmoid_loss
+
+TABLE = Path(__file__).parents[2] / "kernels" / "static_gate.csv"
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+AMD = ("gfx90a", "gfx942")
+KEY = ("kernel", "arch", "case")
+FIGURES = ("binaries", "registers", "stack", "shared", "programs", "matrix", "instructions")
+
+# Bytes of shared memory: of one program, of one SM.
+SHARED = {
+    "sm_80": (163, 164), "sm_86": (99, 100), "sm_89": (99, 100), "sm_90": (227, 228),
+    "sm_100": (227, 228), "sm_120": (99, 100), "gfx90a": (64, 64), "gfx942": (64, 64),
+}
+# Two batch sizes of a kind must run the same binary.
+SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}
+MATRIX = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
+OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+
+
+def sigmoid_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every case that sigmoid_loss can launch: its name, and calls that must share one kernel."""
+    scale, bias = torch.ones(()), torch.zeros(())
+    precisions = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
+    kinds = [("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")]
+    for precision in precisions if arch in NVIDIA else ["ieee"]:
+        kinds.append((f"float32 {precision}", torch.float32, precisions[precision]))
+
+    def call(rows, cols, dtype, precision, needed):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        sigmoid_loss.sigmoid_loss(image, text, scale, bias, 0, *[needed] * 4)
+
+    for name, dtype, precision in kinds:
+        for shapes, sizes in SIZES.items():
+            for result, needed in (("gradients", True), ("loss", False)):
+                yield f"{name} {shapes} {result}", [
+                    functools.partial(call, *size, dtype, precision, needed) for size in sizes
+                ]
+
+
+OPS = (sigmoid_loss_launches,)
+
+
+def tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def nvidia_figures(kernel) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.check_output([tool("cuobjdump"), "-res-usage", file.name], text=True)
+        code = subprocess.check_output(
+            [tool("nvdisasm"), "-c", file.name], text=True, stderr=subprocess.DEVNULL
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    opcodes = OPCODE.findall(code)
+    threads = kernel.metadata.num_warps * 32
+    by_registers = 65536 // (-(-registers // 8) * 8 * threads)
+    by_shared = SHARED[f"sm_{kernel.metadata.target.arch}"][1] * 1024 // (
+        kernel.metadata.shared + 1024
+    )
+    return {
+        "registers": registers, "stack": stack, "shared": kernel.metadata.shared,
+        "programs": min(by_registers, by_shared, 2048 // threads),
+        "matrix": sum(bool(MATRIX.match(opcode)) for opcode in opcodes),
+        "instructions": len(opcodes),
+    }
+
+
+def amd_figures(kernel) -> dict[str, int]:
+    code = kernel.asm["amdgcn"]
+
+    def number(name):
+        return int(re.search(rf"\.{name}:\s*(\d+)", code)[1])
+
+    registers, waves = number("vgpr_count"), kernel.metadata.num_warps
+    by_registers = 4 * min(512 // (-(-registers // 8) * 8), 8) // waves
+    by_shared = 64 * 1024 // max(kernel.metadata.shared, 1)
+    return {
+        "registers": registers,
+        "stack": number("private_segment_fixed_size") + 4 * number("vgpr_spill_count"),
+        "shared": kernel.metadata.shared, "programs": min(by_registers, by_shared),
+        "matrix": len(MATRIX.findall(code)),
+        "instructions": len(re.findall(r"^\t[vs]_|^\t(?:ds|global|buffer)_", code, re.M)),
+    }
+
+
+def rows_of(op: Callable, arch: str, quick: bool) -> list[dict]:
+    """One row per case of the op on `arch`."""
+    from tests.triton_tools.offline import compiling_for
+
+    torch.set_num_threads(1)
+    rows = []
+    with compiling_for(arch) as launched:
+        for case, calls in op(arch):
+            if quick and not case.endswith("masked gradients"):
+                continue
+            launched.clear()
+            for call in calls:
+                call()
+            kernel = launched[0]
+            figures = nvidia_figures(kernel) if arch in NVIDIA else amd_figures(kernel)
+            rows.append({
+                "kernel": kernel.metadata.name, "arch": arch, "case": case,
+                "binaries": len(set(map(id, launched))), **figures,
+            })
+    return rows
+
+
+def broken_rules(row: dict) -> list[str]:
+    """What is wrong with a row; nothing, for a kernel that may ship."""
+    broken = []
+    if row["binaries"] > 1:
+        broken.append("another batch size compiles again")
+    if row["stack"]:
+        broken.append(f"{row['stack']} bytes of stack")
+    if row["shared"] > SHARED[row["arch"]][0] * 1024:
+        broken.append(f"{row['shared']} bytes of shared memory do not fit")
+    if row["programs"] < 2:
+        broken.append(f"{row['programs']} program per SM, two are wanted")
+    plain = row["arch"] in NVIDIA and "ieee" in row["case"]  # no float32 matrix units there
+    if not row["matrix"] and not plain:
+        broken.append("no matrix instructions")
+    return broken
+
+
+def measure(quick: bool) -> list[dict]:
+    """All rows; two processes at a time."""
+    tasks = [(op, arch, quick) for op in OPS for arch in NVIDIA + AMD]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return [row for rows in pool.map(rows_of, *zip(*tasks, strict=True)) for row in rows]
+
+
+def read_table() -> tuple[str, dict[tuple, dict]]:
+    """The Triton version that the table was made with, and its rows by key."""
+    with open(TABLE, newline="") as file:
+        version = file.readline().removeprefix("# triton ").strip()
+        rows = [
+            {k: v if k in KEY else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+    return version, {tuple(row[k] for k in KEY): row for row in rows}
+
+
+def write_table(rows: list[dict]) -> None:
+    with open(TABLE, "w", newline="") as file:
+        file.write(f"# triton {triton.__version__}\n")
+        writer = csv.DictWriter(file, KEY + FIGURES, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def differences(rows: list[dict], complete: bool) -> list[str]:
+    """How the rows differ from the table. Another Triton gives other figures: rules only."""
+    version, table = read_table()
+    if version != triton.__version__:
+        return []
+    found = {tuple(row[k] for k in KEY): row for row in rows}
+    lines = [f"{key}: not in the table" for key in found.keys() - table.keys()]
+    if complete:
+        lines += [f"{key}: in the table only" for key in table.keys() - found.keys()]
+    for key in found.keys() & table.keys():
+        lines += [
+            f"{key}: {name} {table[key][name]} in the table, now {found[key][name]}"
+            for name in FIGURES if table[key][name] != found[key][name]
+        ]
+    return sorted(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="renew the table")
+    parser.add_argument("--quick", action="store_true", help="leave out the easier cases")
+    arguments = parser.parse_args()
+    rows = measure(arguments.quick)
+    problems = [
+        f"{row['kernel']} {row['arch']} {row['case']}: {rule}"
+        for row in rows for rule in broken_rules(row)
+    ]
+    if arguments.write:
+        write_table(rows)
+    else:
+        problems += differences(rows, complete=not arguments.quick)
+    print(*problems, f"{len(rows)} kernels, {len(problems)} problems", sep="\n")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
