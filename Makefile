@@ -4,7 +4,7 @@ PY := .venv/bin/python
 OP ?= sigmoid_loss
 DEVICE ?= cpu
 
-.PHONY: help build demo test fuzz bench bench-quick check format wheel clean
+.PHONY: help build demo test test-gpu gate fuzz bench bench-quick check format wheel clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,6 +24,14 @@ demo: build  ## train SigLIP on real image-caption pairs, our loss beside the ea
 
 test: build  ## run the tests
 	$(PY) -m pytest
+
+test-gpu: build  ## the same tests on a CUDA device, and those that need one
+	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests/test_sigmoid_loss*.py; \
+	else echo "no CUDA device: nothing was tested on a GPU"; fi
+
+gate: build  ## compile every Triton kernel for every architecture and compare with the table
+	$(PY) -m tests.triton_tools.gate
 
 fuzz: build  ## the random tests for minutes instead of seconds
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0

@@ -1,11 +1,15 @@
 """Inputs that matter for losses over all pairs of two batches; every such op runs all of them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Where the tests' tensors live: `make test-gpu` sets this to "cuda".
+DEVICE = os.environ.get("TILEWISE_TEST_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,22 @@ class Case:
     layout: Callable[[Tensor], Tensor] = lambda x: x
 
     def features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
+        generator = torch.Generator("cpu").manual_seed(sum(map(ord, self.name)))
         image, text = self.make(generator)
-        return self.layout(image.to(dtype)), self.layout(text.to(dtype))
+        return self.layout(image.to(DEVICE, dtype)), self.layout(text.to(DEVICE, dtype))
+
+
+def normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Drawn on the CPU wherever the tests run: the same numbers everywhere."""
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def related(b: int, n: int, d: int, noise: float = 1.0):
     """Unit rows; text i looks like image i, as far as there is one."""
 
     def make(generator):
-        image = torch.randn(b, d, generator=generator, dtype=torch.float64)
-        text = noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+        image = normal(b, d, generator)
+        text = noise * normal(n, d, generator)
         m = min(b, n)
         text[:m] += image[:m]
         return F.normalize(image, dim=1), F.normalize(text, dim=1)
@@ -40,8 +49,7 @@ def related(b: int, n: int, d: int, noise: float = 1.0):
 
 def unrelated(b: int, n: int, d: int):
     def make(generator):
-        shape = {"generator": generator, "dtype": torch.float64}
-        return tuple(F.normalize(torch.randn(rows, d, **shape), dim=1) for rows in (b, n))
+        return tuple(F.normalize(normal(rows, d, generator), dim=1) for rows in (b, n))
 
     return make
 
@@ -58,7 +66,7 @@ def duplicated(b: int, d: int):
 
 def all_equal(b: int, d: int):
     def make(generator):
-        row = F.normalize(torch.randn(1, d, generator=generator, dtype=torch.float64), dim=1)
+        row = F.normalize(normal(1, d, generator), dim=1)
         return row.repeat(b, 1), row.repeat(b, 1)
 
     return make
@@ -78,14 +86,14 @@ def transposed(x: Tensor) -> Tensor:
 
 
 def strided(x: Tensor) -> Tensor:
-    wide = torch.full((2 * x.shape[0], 3 * x.shape[1]), float("nan"), dtype=x.dtype)
+    wide = x.new_full((2 * x.shape[0], 3 * x.shape[1]), float("nan"))
     wide[::2, ::3] = x
     return wide[::2, ::3]
 
 
 def offset(x: Tensor) -> Tensor:
     """A slice out of the middle of a larger, NaN-filled tensor."""
-    wide = torch.full((x.shape[0] + 5, x.shape[1] + 7), float("nan"), dtype=x.dtype)
+    wide = x.new_full((x.shape[0] + 5, x.shape[1] + 7), float("nan"))
     wide[2:-3, 3:-4] = x
     return wide[2:-3, 3:-4]
 
