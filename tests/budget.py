@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # What the result's own rounding may add to the eager op's error, in units of its dtype's epsilon.
-ROUNDINGS = {torch.float64: 8.0, torch.float32: 4.0, torch.bfloat16: 0.5, torch.float16: 0.5}
+ROUNDINGS = {torch.float64: 16.0, torch.float32: 4.0, torch.bfloat16: 0.5, torch.float16: 0.5}
 
 
 def error(value: Tensor, truth: Tensor, magnitude: float) -> float:
