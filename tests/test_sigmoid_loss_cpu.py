@@ -33,6 +33,26 @@ def test_within_error_budget_over_tiles(case, dtype):
     check(case, dtype)
 
 
+def test_every_sigmoid_is_accurate():
+    """With one image (1) and scale 1 the logits are the texts, and d_text their sigmoids."""
+    z = torch.cat([torch.linspace(-86, 86, 10007), torch.logspace(-30, 0, 1009)]).float()
+    one = torch.ones(1, 1)
+    text = z[:, None].clone().requires_grad_()
+    tw.sigmoid_loss(one, text, 1.0, positives=None).backward()
+    exact = torch.sigmoid(z.double())
+    assert ((text.grad[:, 0].double() - exact) / exact).abs().max() < 3e-7
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_softplus_is_accurate(sign):
+    """Sixteen equal logits at a time, so that the vector code computes them."""
+    for z in torch.linspace(-86, 86, 301).tolist():
+        text = torch.full((16, 1), z)
+        loss = tw.sigmoid_loss(torch.ones(1, 1), sign * text, 1.0, positives=None)
+        exact = 16 * torch.nn.functional.softplus(sign * text[0, 0].double())
+        assert abs(loss.double() / exact - 1) < 4e-7, z
+
+
 def test_float16_gradients_survive_loss_scaling():
     """Single gradients are far below float16's range until a scaler multiplies them."""
     check(Case("scaled", related(2048, 2048, 16)), torch.float16, factor=65536.0)
