@@ -10,7 +10,6 @@ that no more than one chunk's activations exist at a time.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
+from benchmarks.measure import peak_here
 from benchmarks.yardsticks import eager_sigmoid_loss
 from examples.data import Scenes
 from examples.towers import PAD
@@ -71,15 +71,6 @@ def step_text(text_tower, tokens, image_features, logit_scale, logit_bias, loss_
 # ---- time and memory of one loss, in a process of its own
 
 
-def memory_mb(field: str) -> float:
-    """ "VmRSS" (resident now) or "VmHWM" (its highest so far) of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
-
-
 def measure_here(name: str, batch: int, dim: int) -> dict:
     """Seconds (the better of two) and extra peak memory of a loss with its gradients, as in the
     large-batch steps: text features, scale and bias get a gradient, image features do not."""
@@ -89,12 +80,16 @@ def measure_here(name: str, batch: int, dim: int) -> dict:
     text.requires_grad_()
     small = [t[:64].detach().requires_grad_() for t in (image, text)]
     LOSSES[name](*small, *scalars).backward()  # one-time costs are not the batch's
-    before, seconds = memory_mb("VmRSS"), []
-    for _ in range(2):
+    seconds = []
+
+    def step():
         began = time.perf_counter()
         LOSSES[name](image, text, *scalars).backward()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": min(seconds), "peak_mb": memory_mb("VmHWM") - before}
+
+    peak_mb = peak_here(step) / 2**20
+    step()
+    return {"seconds": min(seconds), "peak_mb": peak_mb}
 
 
 def measure(name: str, batch: int, dim: int) -> dict | None:

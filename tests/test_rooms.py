@@ -16,6 +16,7 @@ ROOMS = [
     "csrc/{}.cpp",
     "csrc/cpu/{}.cpp",
     "csrc/cpu/{}.h",
+    "kernels/{}.py",
     "benchmarks/{}.py",
     "docs/{}.md",
     "tests/test_{}.py",
