@@ -85,7 +85,9 @@ SigmoidSums run(const Problem& p) {
       const Tensor text = slice(p.text, c, kTileCols);  // (n, D)
       const int64_t n = text.size(0);
       const Tensor grads = need_features ? space.narrow(0, 0, m * n).view({m, n}) : Tensor();
-      const int64_t diagonal = p.positives ? r + *p.positives - c : kNoPositives;
+      // Beyond the matrix no offset matches, and none overflows.
+      const int64_t diagonal =
+          p.positives ? r + std::clamp(*p.positives, -rows, cols) - c : kNoPositives;
       const SigmoidSums sums = tile_loss(image, text, grads, diagonal, p.params, workspace);
       total.loss += sums.loss;
       total.dz_dot += sums.dz_dot;
