@@ -20,7 +20,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
-CXXFLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -g0".split()
+# No contraction: where a sum must not depend on the instruction set, FMA would change its bits.
+CXXFLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -ffp-contract=off -g0".split()
 # What gcc says of its own intrinsics is not for us.
 CXXFLAGS += "-Wall -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi".split()
 # The names that at::vec tests for. Order matters: where a weak symbol comes out of several of these

@@ -59,6 +59,9 @@ void check_torch_version() {
 void register_cpu_ops() {
   static const auto library = std::make_unique<torch::Library>(
       torch::Library::IMPL, "tilewise", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  library->impl("code_sums", &code_sums);
+  library->impl("nearest_code", &nearest_code);
+  library->impl("pack_codebook", &pack_codebook);
   library->impl("sigmoid_loss", &sigmoid_loss);
 }
 

@@ -7,7 +7,16 @@ stored. Every op has the same name in every room: `tilewise.ops` (what you call)
 
 from tilewise import nn, reference
 from tilewise._backend import backend, backends
-from tilewise.ops import sigmoid_loss
+from tilewise.ops import code_sums, nearest_code, prepare_codebook, sigmoid_loss
 
 __version__ = "0.1.0"
-__all__ = ["backend", "backends", "nn", "reference", "sigmoid_loss"]
+__all__ = [
+    "backend",
+    "backends",
+    "code_sums",
+    "nearest_code",
+    "nn",
+    "prepare_codebook",
+    "reference",
+    "sigmoid_loss",
+]

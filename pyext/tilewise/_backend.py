@@ -14,7 +14,7 @@ import torch
 from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPS = ("sigmoid_loss",)
+OPS = ("code_sums", "nearest_code", "sigmoid_loss")
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
 _has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import
@@ -37,7 +37,7 @@ def why_not(room: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> str:
+def choose(device: torch.device, *dtypes: torch.dtype) -> str:
     """The room that serves a call: the forced one, else the fastest there is."""
     if _forced not in NAMES:
         raise ValueError(f"TILEWISE_BACKEND={_forced!r}: expected one of {', '.join(NAMES)}")
@@ -45,7 +45,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> str:
     if room == "auto":
         room = "cpu" if device.type == "cpu" else "triton"
     reason = why_not(room, device)
-    if room == "triton" and dtype == torch.float64:
+    if room == "triton" and torch.float64 in dtypes:
         reason = reason or "it has no float64"
     if not reason:
         return room

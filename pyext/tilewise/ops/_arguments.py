@@ -1,22 +1,26 @@
 """Argument checks and conversions that ops share. Messages name the argument and what came."""
 
+import math
 import operator
 
 import torch
 from torch import Tensor
 
 
+def check_floating(name: str, x: Tensor) -> None:
+    """A tensor of float16, bfloat16, float32 or float64."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point() or x.element_size() < 2:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
 def check_features(image_features: Tensor, text_features: Tensor) -> None:
     """Both must be floating (rows, D) tensors of one dtype, D and device."""
     for name, x in (("image_features", image_features), ("text_features", text_features)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        check_floating(name, x)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
-        if not x.is_floating_point() or x.element_size() < 2:
-            raise TypeError(
-                f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}"
-            )
     if image_features.shape[1] != text_features.shape[1]:
         raise ValueError(
             "text_features: expected as many columns as image_features, "
@@ -65,6 +69,42 @@ def offset(name: str, value: int | None) -> int | None:
         raise TypeError(
             f"{name}: expected an int or None, got {type(value).__name__}"
         ) from None
+
+
+def integer(name: str, value: int, least: int) -> int:
+    """`value` as a Python int, at least `least`."""
+    if isinstance(value, torch.SymInt):  # while torch.compile traces
+        return value
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
+    return number
+
+
+def row_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
+    """A bool tensor over the rows of x (..., D), broadcast to all of them."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name}: expected a bool tensor, got {got}")
+    try:
+        return mask.to(x.device).expand(x.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected to broadcast to {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
+        ) from None
+
+
+def rows(x: Tensor, heads: int) -> Tensor:
+    """x (..., D), or (heads, ..., D), as (heads, N, D)."""
+    return x.reshape(heads, math.prod(x.shape[:-1]) // max(heads, 1), x.shape[-1])
+
+
+def flat(x: Tensor, heads: int) -> Tensor:
+    """A value per row as (heads, N)."""
+    return x.reshape(heads, x.numel() // max(heads, 1))
 
 
 def refuse_functorch(op: str) -> None:

@@ -16,35 +16,45 @@ _library = torch.library.Library("tilewise", "FRAGMENT")
 _triton_library = torch.library.Library("tilewise_triton", "FRAGMENT")
 
 
-def register_loss(
-    name: str, schema: str, fake: Callable, differentiable: Sequence[int], flags: Sequence[int]
+def register(
+    name: str, schema: str, fake: Callable, setup_context: Callable, backward: Callable
 ) -> None:
     """Defines `tilewise::name`, and `tilewise_triton::name` for the Triton room alone.
 
     Args:
         fake: computes empty outputs from inputs, for tracing.
-        differentiable: positions of the inputs that gradients belong to, in the order in which the
-            op returns the gradients, after the loss.
-        flags: positions of the inputs that say whether each of these gradients is needed.
+        setup_context, backward: the autograd formula, as torch.library.register_autograd takes it.
     """
     def run_triton(*arguments):
         kernels = importlib.import_module(f"tilewise.kernels.{name}")
         return getattr(kernels, name)(*arguments)
 
     for library in (_library, _triton_library):
-        _define(library, name, schema, fake, differentiable, flags)
+        library.define(f"{name}{schema}")
+        op = f"{library.ns}::{name}"
+        torch.library.register_fake(op, fake, lib=library)
+        torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
     _library.impl(name, run_triton, "CUDA")
     # Any device: Triton's interpreter takes CPU tensors.
     _triton_library.impl(name, run_triton, "CompositeExplicitAutograd")
 
 
-def _define(
-    library: torch.library.Library, name: str, schema: str, fake: Callable,
-    differentiable: Sequence[int], flags: Sequence[int],
-) -> None:
-    library.define(f"{name}{schema}")
-    torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+def define(name: str, schema: str, fake: Callable) -> None:
+    """Defines `tilewise::name`, an op without a gradient that only the CPU room has."""
+    _library.define(f"{name}{schema}")
+    torch.library.register_fake(f"tilewise::{name}", fake, lib=_library)
 
+
+def register_loss(
+    name: str, schema: str, fake: Callable, differentiable: Sequence[int], flags: Sequence[int]
+) -> None:
+    """Registers a loss, whose gradients are outputs of the op.
+
+    Args:
+        differentiable: positions of the inputs that gradients belong to, in the order in which the
+            op returns the gradients, after the loss.
+        flags: positions of the inputs that say whether each of these gradients is needed.
+    """
     def setup_context(ctx, inputs, output):
         _, *gradients = output
         ctx.mark_non_differentiable(*gradients)
@@ -65,9 +75,7 @@ def _define(
             result[i] = value
         return tuple(result)
 
-    torch.library.register_autograd(
-        f"{library.ns}::{name}", backward, setup_context=setup_context, lib=library
-    )
+    register(name, schema, fake, setup_context, backward)
 
 
 def _scale_gradients(grad: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:

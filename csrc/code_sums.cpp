@@ -1,0 +1,88 @@
+// tilewise::code_sums on CPU: rows sorted by code, then each code's rows summed in their order.
+#include "cpu/code_sums.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+namespace tilewise {
+namespace {
+
+using at::Tensor;
+
+// The rows of each code, in ascending order: those of code k are order[begin[k]..begin[k + 1]).
+struct Segments {
+  std::vector<int64_t> begin, order;
+
+  Segments(const int64_t* index, int64_t rows, int64_t codes) : begin(codes + 1) {
+    for (int64_t i = 0; i < rows; ++i) {
+      TORCH_CHECK_VALUE(index[i] < codes, "index: expected less than num_codes = ", codes,
+                        ", got ", index[i]);
+      if (index[i] >= 0) ++begin[index[i] + 1];
+    }
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    order.resize(begin[codes]);
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (index[i] >= 0) order[next[index[i]]++] = i;
+    }
+  }
+};
+
+// Codes and columns are cut so that a thread has about `kTaskElements` to add: one code may have
+// nearly all the rows. Where the cuts lie changes no sum.
+constexpr int64_t kTaskElements = 65536;
+constexpr int64_t kTaskColumns = 64;
+
+void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const Tensor& sums) {
+  const int64_t codes = counts.size(0), dim = x.size(1);
+  const Segments segments(index.const_data_ptr<int64_t>(), x.size(0), codes);
+  auto* count = counts.mutable_data_ptr<int64_t>();
+  for (int64_t k = 0; k < codes; ++k) count[k] = segments.begin[k + 1] - segments.begin[k];
+
+  const int64_t strips = (dim + kTaskColumns - 1) / kTaskColumns;
+  const int64_t rows_each = segments.order.size() / std::max<int64_t>(codes, 1) + 1;
+  const int64_t grain = std::max<int64_t>(1, kTaskElements / (rows_each * kTaskColumns));
+  at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task / strips, column = task % strips * kTaskColumns;
+      const SumRows rows{x.const_data_ptr(), x.scalar_type() == at::kDouble, x.stride(0), column,
+                         std::min(kTaskColumns, dim - column),
+                         segments.order.data() + segments.begin[k], count[k]};
+      TILEWISE_DISPATCH(sum_rows)(rows, sums.mutable_data_ptr(), k * dim + column);
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64_t num_codes) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  TORCH_CHECK_VALUE(x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) &&
+                        index.size(1) == x.size(1),
+                    "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ",
+                    index.sizes());
+  TORCH_CHECK_TYPE(x.is_floating_point() && index.scalar_type() == at::kLong,
+                   "x: a floating dtype and index: int64 expected, got ", x.scalar_type(), " and ",
+                   index.scalar_type());
+  const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor rows = x.to(type), codes = index.contiguous();
+  const Tensor counts = at::empty({x.size(0), num_codes}, index.options());
+  const Tensor sums = at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(type));
+  for (int64_t h = 0; h < x.size(0); ++h) {
+    const Tensor head = rows.select(0, h);
+    sum_head(head.stride(1) == 1 ? head : head.contiguous(), codes.select(0, h),
+             counts.select(0, h), sums.select(0, h));
+  }
+  return {counts, sums};
+}
+
+}  // namespace tilewise

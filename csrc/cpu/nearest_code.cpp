@@ -1,0 +1,347 @@
+// Filters of nearest_code: lower bounds of scores, from products of small integers or in float32.
+#include "nearest_code.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "vec_math.h"
+
+namespace tilewise {
+namespace CPU_CAPABILITY {
+namespace {
+
+typedef double Lanes __attribute__((vector_size(64)));
+typedef int64_t Longs __attribute__((vector_size(64)));
+typedef int8_t Bytes8 __attribute__((vector_size(8)));
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+template <typename V, typename T>
+TILEWISE_INLINE V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename V, typename T>
+TILEWISE_INLINE void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <typename V>
+TILEWISE_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
+double up(double x, int64_t dim) { return std::sqrt(x) * (1.0 + (dim + 32) * 0x1p-51); }
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+bool has_vnni() {
+  static const bool has = __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
+// acc += the products of four unsigned bytes of a with four signed ones of b, in each lane. As an
+// intrinsic gcc 12 moves the accumulators through memory.
+TILEWISE_INLINE void multiply_quads(__m512i& acc, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
+
+TILEWISE_INLINE __m512i broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+
+template <int rows>
+TILEWISE_INLINE void store_minima(const __m512i (&acc)[rows][4], float unit, float* minima,
+                                  int64_t stride) {
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    const __m512i low = _mm512_min_epi32(_mm512_min_epi32(acc[r][0], acc[r][1]),
+                                         _mm512_min_epi32(acc[r][2], acc[r][3]));
+    const __m512 bound = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit));
+    _mm512_storeu_ps(minima + r * stride, bound);
+  }
+}
+
+template <int rows>
+TILEWISE_INLINE void load_bias(const int32_t* bias, __m512i (&acc)[rows][4]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const __m512i start = _mm512_loadu_si512(bias + 16 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) acc[r][v] = start;
+  }
+}
+
+// One tile: 6 rows with the 64 codes of a panel.
+struct Vnni {
+  static constexpr int kRows = 6;
+  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
+                   float unit, float* minima, int64_t stride) {
+    __m512i acc[kRows][4];
+    load_bias(bias, acc);
+    for (int64_t k = 0; k < depth; k += 4) {
+      __m512i b[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) b[v] = _mm512_loadu_si512(quads + 64 * (k + v));
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i a = broadcast_quad(q + r * depth + k);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) multiply_quads(acc[r][v], a, b[v]);
+      }
+    }
+    store_minima(acc, unit, minima, stride);
+  }
+};
+
+// Without VNNI: products of bytes in 16 bits, which hold two quads of 7-bit numbers.
+struct Pairs {
+  static constexpr int kRows = 4;
+  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
+                   float unit, float* minima, int64_t stride) {
+    const __m512i ones = _mm512_set1_epi16(1);
+    __m512i acc[kRows][4];
+    load_bias(bias, acc);
+    int64_t k = 0;
+    for (; k + 8 <= depth; k += 8) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const __m512i b0 = _mm512_loadu_si512(quads + 64 * (k + v));
+        const __m512i b1 = _mm512_loadu_si512(quads + 64 * (k + 4 + v));
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i sum =
+              _mm512_add_epi16(_mm512_maddubs_epi16(broadcast_quad(q + r * depth + k), b0),
+                               _mm512_maddubs_epi16(broadcast_quad(q + r * depth + k + 4), b1));
+          acc[r][v] = _mm512_add_epi32(acc[r][v], _mm512_madd_epi16(sum, ones));
+        }
+      }
+    }
+    if (k < depth) {
+      for (int v = 0; v < 4; ++v) {
+        const __m512i b = _mm512_loadu_si512(quads + 64 * (k + v));
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i sum = _mm512_maddubs_epi16(broadcast_quad(q + r * depth + k), b);
+          acc[r][v] = _mm512_add_epi32(acc[r][v], _mm512_madd_epi16(sum, ones));
+        }
+      }
+    }
+    store_minima(acc, unit, minima, stride);
+  }
+};
+
+#elif defined(CPU_CAPABILITY_AVX2)
+
+TILEWISE_INLINE __m256i load_quads(const int8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+TILEWISE_INLINE __m256i broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+// Products of bytes in 16 bits, which hold two quads of 7-bit numbers. 3 rows with 16 codes at a
+// time, four times, so that everything stays in registers.
+struct Pairs {
+  static constexpr int kRows = 3;
+  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
+                   float unit, float* minima, int64_t stride) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i low[kRows][2];
+    for (int v = 0; v < 4; ++v) {
+      __m256i acc[kRows][2];
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        const __m256i start =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bias + 16 * v + 8 * h));
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) acc[r][h] = start;
+      }
+      int64_t k = 0;
+      for (; k + 8 <= depth; k += 8) {
+        const int8_t* b = quads + 64 * (k + v);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i a0 = broadcast_quad(q + r * depth + k);
+          const __m256i a1 = broadcast_quad(q + r * depth + k + 4);
+#pragma GCC unroll 2
+          for (int h = 0; h < 2; ++h) {
+            const __m256i sum =
+                _mm256_add_epi16(_mm256_maddubs_epi16(a0, load_quads(b + 32 * h)),
+                                 _mm256_maddubs_epi16(a1, load_quads(b + 256 + 32 * h)));
+            acc[r][h] = _mm256_add_epi32(acc[r][h], _mm256_madd_epi16(sum, ones));
+          }
+        }
+      }
+      if (k < depth) {
+        const int8_t* b = quads + 64 * (k + v);
+        for (int r = 0; r < kRows; ++r) {
+          for (int h = 0; h < 2; ++h) {
+            const __m256i sum =
+                _mm256_maddubs_epi16(broadcast_quad(q + r * depth + k), load_quads(b + 32 * h));
+            acc[r][h] = _mm256_add_epi32(acc[r][h], _mm256_madd_epi16(sum, ones));
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          low[r][h] = v == 0 ? acc[r][h] : _mm256_min_epi32(low[r][h], acc[r][h]);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int h = 0; h < 2; ++h) {
+        const __m256 bound = _mm256_mul_ps(_mm256_cvtepi32_ps(low[r][h]), _mm256_set1_ps(unit));
+        _mm256_storeu_ps(minima + r * stride + 8 * h, bound);
+      }
+    }
+  }
+};
+
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+
+template <typename Kernel>
+void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
+                 double row_scale, const int32_t* bias, const RowBlock& block) {
+  for (int64_t p = 0; p < panels; ++p) {
+    const int8_t* quads = packed.quads + (first_panel + p) * kPanel * packed.depth;
+    const float unit = static_cast<float>(row_scale * packed.scales[first_panel + p]);
+    for (int64_t i = 0; i < block.count; i += Kernel::kRows) {
+      Kernel::tile(rows + i * packed.depth, packed.depth, quads, bias + p * kPanel, unit,
+                   block.minima + i * block.stride + p * kGroups, block.stride);
+    }
+  }
+}
+
+#endif
+
+}  // namespace
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+int filter_limit() { return has_vnni() ? 127 : 63; }
+
+void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
+                    double row_scale, const int32_t* bias, const RowBlock& block) {
+  const auto filter = has_vnni() ? filter_with<Vnni> : filter_with<Pairs>;
+  filter(packed, first_panel, panels, rows, row_scale, bias, block);
+}
+
+#elif defined(CPU_CAPABILITY_AVX2)
+
+int filter_limit() { return 63; }
+
+void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
+                    double row_scale, const int32_t* bias, const RowBlock& block) {
+  filter_with<Pairs>(packed, first_panel, panels, rows, row_scale, bias, block);
+}
+
+#else
+
+int filter_limit() { return kNoFilter; }
+
+void filter_integer(const Packed&, int64_t, int64_t, const uint8_t*, double, const int32_t*,
+                    const RowBlock&) {}
+
+#endif
+
+Parts quantize(const double* v, int64_t dim, double scale, int limit, int sign, int offset,
+               int8_t* quads, int64_t stride) {
+  const double inverse = 1.0 / scale;
+  const Lanes high = Lanes{} + limit, low = Lanes{} - limit;
+  Lanes lengths = {}, residuals = {};
+  Longs sums = {};
+  for (int64_t d = 0; d < dim; d += 8) {
+    const int64_t count = dim - d < 8 ? dim - d : 8;
+    double buffer[8] = {};
+    std::memcpy(buffer, v + d, count * sizeof(double));
+    const Lanes value = load<Lanes>(buffer);
+    Lanes q = value * inverse;
+    q = q > high ? high : q;
+    q = q < low ? low : q;
+    // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits.
+    const Lanes shifted = q + 0x1.8p52;
+    const Lanes part = (shifted - 0x1.8p52) * scale;
+    lengths += part * part;
+    residuals += (value - part) * (value - part);
+    const Longs integers = (Longs)shifted - (Longs)(Lanes{} + 0x1.8p52);
+    sums += integers;
+    const Bytes8 bytes = __builtin_convertvector(integers * sign + offset, Bytes8);
+    int8_t out[8];
+    store(out, bytes);
+    std::memcpy(quads + d / 4 * stride, out, count < 4 ? count : 4);
+    if (count > 4) std::memcpy(quads + (d / 4 + 1) * stride, out + 4, count - 4);
+  }
+  double length = 0, residual = 0, total = 0;
+  int64_t sum = 0;
+  for (int l = 0; l < 8; ++l) {
+    length += lengths[l];
+    residual += residuals[l];
+    sum += sums[l];
+  }
+  total = up(length, dim);
+  // v itself was rounded once or twice on the way here.
+  return {total, up(residual, dim) + (total + up(residual, dim)) * 0x1p-50, sum};
+}
+
+bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,
+                  const Parts& parts, int limit, int32_t* bias) {
+  const float length = static_cast<float>(parts.length * (1.0 + 0x1p-20));
+  const float residual = static_cast<float>(parts.residual * (1.0 + 0x1p-20));
+  const float highest = 0x1p30f;
+  Ints low = {};
+  for (int64_t p = 0; p < panels; ++p) {
+    const float inverse =
+        static_cast<float>(1.0 / (row_scale * packed.scales[first_panel + p]));
+    for (int64_t j = p * kPanel; j < (p + 1) * kPanel; j += 16) {
+      const int64_t at = first_panel * kPanel + j;
+      const Floats square = load<Floats>(packed.bias + at);
+      const Floats margin = load<Floats>(packed.residual + at) * length +
+                            load<Floats>(packed.length + at) * residual;
+      // Rounded down: less the rounding of this line and of the conversion.
+      Floats bound = (square - margin - (square + margin) * 0x1p-21f) * inverse - 2.0f;
+      bound = bound < highest ? bound : Floats{} + highest;  // also where it is infinite
+      low |= (Ints)(bound < -highest) | (Ints)(bound != bound);
+      store(bias + j, __builtin_convertvector(bound, Ints) +
+                          load<Ints>(packed.sums + at) * (limit + 1));
+    }
+  }
+  for (int l = 0; l < 16; ++l) {
+    if (low[l]) return false;
+  }
+  return true;
+}
+
+void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, const float* dots,
+                  int64_t dots_stride, const float* lengths, float relative, const RowBlock& block,
+                  int64_t first_group) {
+  const float tiny = (packed.depth + 8) * 0x1p-126f;  // products that underflow
+  for (int64_t i = 0; i < block.count; ++i) {
+    const Floats factor = Floats{} + lengths[i] * relative;
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t at = (first_panel + p) * kPanel;
+      Floats low = Floats{} + std::numeric_limits<float>::infinity();
+      for (int64_t j = 0; j < kPanel; j += 16) {
+        const Floats margin = load<Floats>(packed.length + at + j) * factor + tiny;
+        const Floats bound = load<Floats>(packed.bias + at + j) * (1.0f - 0x1p-21f) -
+                             load<Floats>(dots + i * dots_stride + p * kPanel + j) - margin;
+        low = smaller(bound, low);
+      }
+      store(block.minima + i * block.stride + first_group + p * kGroups, low);
+    }
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace tilewise

@@ -1,0 +1,122 @@
+// Interface of the vector kernels of nearest_code. docs/nearest_code.md derives the bounds.
+#pragma once
+
+#include <cstdint>
+
+#include "capability.h"
+
+namespace tilewise {
+
+constexpr int64_t kPanel = 64;     // codes that share a scale and lie together when packed
+constexpr int64_t kGroups = 16;    // group l of a panel: its codes l, l + 16, l + 32, l + 48
+constexpr int64_t kBlockRows = 96;  // rows that share a scale, a multiple of the filter's tile
+constexpr int64_t kMaxK = 16;
+
+enum class Metric { L2, Cosine, Dot };
+
+// A matrix of float or double with `stride` elements between its rows.
+struct Matrix {
+  const void* data;
+  bool is_double;
+  int64_t stride;
+};
+
+struct Search {
+  Metric metric;
+  int64_t k, codes, dim;
+  Matrix x, codebook;
+  const double* norms;  // (codes) ||c_j||, in the order of exact distances; cosine only
+};
+
+// A codebook as the filters read it. The vectors b_j are its codes, for cosine divided by their
+// norms, minus `centre`, times `size`, a power of two that makes the largest element about 1.
+// A score s_ij = ||b_j||^2 / 2 - <a_i, b_j> (without the square where the metric has none) orders
+// the codes as their distances do; a_i is row i, transformed likewise. Codes are sorted by their
+// largest element, so that the codes of a panel have similar sizes.
+struct Packed {
+  int64_t codes;         // that are packed: those without NaN and infinity
+  int64_t panels, depth;  // depth: dim, rounded up to a multiple of 4
+  double size;
+  double least_bias;     // min_j ||b_j||^2 / 2, which scores leave out, or 0
+  double largest;        // max_j ||c_j||
+  const double* centre;  // (dim)
+  const int64_t* order;  // (panels, 64) which code it is; -1 beyond the last one
+  const int8_t* quads;   // (panels, depth / 4, 64, 4): -q_j, where b_j = scale * q_j + r_j
+  const int32_t* sums;   // (panels, 64) the sum of q_j's elements
+  const float* scales;   // (panels)
+  const float* bias;     // (panels, 64) ||b_j||^2 / 2 - least_bias, or 0; rounded down
+  const float* length;   // (panels, 64) ||b_j||, rounded up
+  const float* residual;  // (panels, 64) ||r_j||, rounded up
+};
+
+// How the integer filter of this machine quantises: |q| <= limit. Rows are stored as q + limit + 1.
+// 0 where there is no such filter.
+constexpr int kNoFilter = 0;
+
+// What is known of a row while its codes are searched for.
+struct Row {
+  int64_t index;   // in x
+  double largest;  // element of a
+  double shift;    // score <= factor * distance + shift + slack
+  double slack;
+  double norm;      // ||x||; cosine only
+  double length;    // ||a||
+  float threshold;  // a code with a larger lower bound is not among the k nearest
+  int32_t found;    // entries of `best`
+  int32_t groups;   // groups that were compared exactly
+  bool hard;        // this filter leaves too much of the codebook: a finer one must take the row
+  double* best_distance;  // (k), nearest first
+  int64_t* best_index;    // (k)
+};
+
+// A block of rows against a range of panels.
+struct RowBlock {
+  Row* rows;
+  int64_t count;
+  float* minima;  // (count, stride): a lower bound of the scores of each group
+  int64_t stride;
+};
+
+// Norms of the two parts of a quantised vector v = scale * q + r, rounded up.
+struct Parts {
+  double length, residual;
+  int64_t sum;  // of q
+};
+
+#define TILEWISE_DECLARE(CAPABILITY)                                                             \
+  namespace CAPABILITY {                                                                         \
+  /* The largest |q| that the integer filter takes here. */                                      \
+  int filter_limit();                                                                            \
+  /* c_j as b_j before centring and scaling: out (dim). Returns its norm, NaN or infinite where  \
+     an element is. */                                                                           \
+  double load_code(const Search& search, int64_t code, double* out);                             \
+  double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                             \
+  /* Fills `row` (but for its index and lists) and a (dim). */                                   \
+  void prepare_row(const Search& search, const Packed& packed, Row& row, double* a);             \
+  /* q[i * stride / 4 ...]: quads of v / scale, rounded and clamped to +-limit, times sign, plus \
+     offset. */                                                                                  \
+  Parts quantize(const double* v, int64_t dim, double scale, int limit, int sign, int offset,    \
+                 int8_t* quads, int64_t stride);                                                 \
+  /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of          \
+     `parts`, the largest of the block. False: out of range. */                                  \
+  bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale, \
+                    const Parts& parts, int limit, int32_t* bias);                               \
+  void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                 \
+                      const uint8_t* rows, double row_scale, const int32_t* bias,                \
+                      const RowBlock& block);                                                       \
+  /* dots (count, 64 * panels): <a_i, b_j> with a relative error below `relative` of             \
+     lengths[i] * length[j]. */                                                                  \
+  void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, const float* dots, \
+                    int64_t dots_stride, const float* lengths, float relative,                   \
+                    const RowBlock& block, int64_t first_group);                                    \
+  /* Compares exactly what the bounds leave. wide (dim): scratch. */                             \
+  void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,  \
+               int64_t group_limit, const RowBlock& block, double* wide);                           \
+  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row,        \
+                   double* wide);                                                                \
+  void insert(int64_t k, double distance, int64_t index, Row& row);                              \
+  }
+TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
+#undef TILEWISE_DECLARE
+
+}  // namespace tilewise

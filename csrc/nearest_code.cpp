@@ -1,0 +1,325 @@
+// tilewise::nearest_code on CPU: checks, the ladder of filters. docs/nearest_code.md explains it.
+#include "cpu/nearest_code.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "matmul.h"
+#include "ops.h"
+#include "pack_codebook.h"
+
+namespace tilewise {
+namespace {
+
+using at::Tensor;
+using Rows = std::vector<int64_t>;
+
+constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at a time
+constexpr int64_t kTaskRows = 1024;      // rows that are sorted by size together
+constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
+constexpr int64_t kFewRows = 8;          // not worth packing a codebook for
+constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
+
+Metric metric_of(c10::string_view name) {
+  TORCH_CHECK_VALUE(name == "l2" || name == "cosine" || name == "dot",
+                    "metric: expected l2, cosine or dot, got ", name);
+  return name == "l2" ? Metric::L2 : name == "cosine" ? Metric::Cosine : Metric::Dot;
+}
+
+// (rows, dim) in float or double, elements of a row side by side. Keep it while `Matrix` is used.
+Tensor readable(const Tensor& x) {
+  const Tensor wide = x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+  return wide.stride(-1) == 1 || wide.size(-1) <= 1 ? wide : wide.contiguous();
+}
+
+Matrix matrix_of(const Tensor& x) {
+  return {x.const_data_ptr(), x.scalar_type() == at::kDouble, x.stride(0)};
+}
+
+// One head's search: where results go, and everything that the rungs share.
+struct Problem {
+  Search search;
+  Packed packed;
+  int64_t* index;    // (N, k)
+  float* distance;   // (N, k)
+
+  void finish(const Row& row) const {
+    for (int64_t i = 0; i < search.k; ++i) {
+      index[row.index * search.k + i] = row.best_index[i];
+      distance[row.index * search.k + i] = static_cast<float>(row.best_distance[i]);
+    }
+  }
+};
+
+// A block's rows and scratch memory, one for each task.
+struct Space {
+  std::vector<Row> rows;
+  std::vector<double> best_distance, wide, a;
+  std::vector<int64_t> best_index;
+  std::vector<float> minima;
+  std::vector<uint8_t> quads;
+  std::vector<int32_t> bias;
+
+  Space(const Problem& problem, int64_t count, int64_t rows_per_block)
+      : rows(count),
+        best_distance(count * problem.search.k),
+        wide(problem.search.dim + 8),
+        a(problem.search.dim + 8),
+        best_index(count * problem.search.k),
+        minima(rows_per_block * kGroups * std::min(kChunkPanels, problem.packed.panels)) {
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i].best_distance = best_distance.data() + i * problem.search.k;
+      rows[i].best_index = best_index.data() + i * problem.search.k;
+    }
+  }
+};
+
+// Rows that an earlier rung could not settle.
+class HardRows {
+ public:
+  void add(const Rows& rows) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    rows_.insert(rows_.end(), rows.begin(), rows.end());
+  }
+  const Rows& rows() const { return rows_; }
+
+ private:
+  std::mutex mutex_;
+  Rows rows_;
+};
+
+// Exact comparisons that cost as much as half a float32 product: beyond them that is the better way.
+int64_t group_limit(const Search& search) {
+  return std::max<int64_t>(8, search.codes * search.dim / (64 * (search.dim + 40)));
+}
+
+// Rows of similar size side by side: they share a scale.
+void sort_by_size(std::vector<Row>& rows, int64_t count) {
+  std::sort(rows.begin(), rows.begin() + count,
+            [](const Row& a, const Row& b) { return a.largest < b.largest; });
+}
+
+// A block of rows through the integer filter.
+void search_block(const Problem& problem, Space& space, Row* rows, int64_t count, int limit) {
+  const Search& search = problem.search;
+  const Packed& packed = problem.packed;
+  const double typical = 2.0 * rows[count * 3 / 4].largest, top = rows[count - 1].largest;
+  const double range = top > 2.0 * typical ? typical : top;
+  const double scale = std::max(range / limit, 0x1p-40);
+  Parts parts{};
+  std::fill(space.quads.begin(), space.quads.end(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    Row& row = rows[i];
+    row.hard |= row.largest > std::min(range * (1 + 1e-9), kLargestElement);
+    if (row.hard) continue;
+    TILEWISE_DISPATCH(prepare_row)(search, packed, row, space.a.data());
+    const Parts own = TILEWISE_DISPATCH(quantize)(
+        space.a.data(), search.dim, scale, limit, 1, limit + 1,
+        reinterpret_cast<int8_t*>(space.quads.data() + i * packed.depth), 4);
+    parts.length = std::max(parts.length, own.length);
+    parts.residual = std::max(parts.residual, own.residual);
+  }
+  const RowBlock block{rows, count, space.minima.data(),
+                    kGroups * std::min(kChunkPanels, packed.panels)};
+  for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
+    const int64_t panels = std::min(kChunkPanels, packed.panels - p);
+    if (!TILEWISE_DISPATCH(integer_bias)(packed, p, panels, scale, parts, limit,
+                                         space.bias.data())) {
+      for (int64_t i = 0; i < count; ++i) rows[i].hard = true;
+      return;
+    }
+    TILEWISE_DISPATCH(filter_integer)(packed, p, panels, space.quads.data(), scale,
+                                      space.bias.data(), block);
+    TILEWISE_DISPATCH(resolve)(search, packed, p, panels, group_limit(search), block,
+                               space.wide.data());
+  }
+}
+
+// Writes the rows that are settled and returns the others.
+Rows finish_rows(const Problem& problem, const std::vector<Row>& rows, int64_t count) {
+  Rows hard;
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i].hard || rows[i].found < problem.search.k) {
+      hard.push_back(rows[i].index);
+    } else {
+      problem.finish(rows[i]);
+    }
+  }
+  return hard;
+}
+
+// The integer rung: all rows, in tasks.
+Rows search_integer(const Problem& problem, const Rows& rows) {
+  const int limit = TILEWISE_DISPATCH(filter_limit)();
+  if (limit == kNoFilter || problem.search.dim > kLongestInt) return rows;
+  const int64_t n = rows.size(), threads = at::get_num_threads();
+  const int64_t task = std::clamp((n + 4 * threads - 1) / (4 * threads), kBlockRows, kTaskRows);
+  HardRows hard;
+  at::parallel_for(0, (n + task - 1) / task, 1, [&](int64_t begin, int64_t end) {
+    Space space(problem, task, kBlockRows);
+    space.quads.resize(kBlockRows * problem.packed.depth);
+    space.bias.resize(kChunkPanels * kPanel);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t count = std::min(task, n - t * task);
+      for (int64_t i = 0; i < count; ++i) {
+        space.rows[i].index = rows[t * task + i];
+        TILEWISE_DISPATCH(prepare_row)(problem.search, problem.packed, space.rows[i],
+                                       space.a.data());
+      }
+      sort_by_size(space.rows, count);
+      for (int64_t i = 0; i < count; i += kBlockRows) {
+        search_block(problem, space, space.rows.data() + i, std::min(kBlockRows, count - i), limit);
+      }
+      hard.add(finish_rows(problem, space.rows, count));
+    }
+  });
+  return hard.rows();
+}
+
+// Every remaining row with every code, exactly. Few rows share the threads by codes.
+void search_exact(const Problem& problem, const Rows& rows) {
+  const Search& search = problem.search;
+  const int64_t n = rows.size(), k = search.k;
+  if (n == 0) return;
+  const int64_t threads = at::get_num_threads();
+  const int64_t parts = std::clamp<int64_t>((4 * threads + n - 1) / n, 1, (search.codes + 1023) / 1024);
+  const int64_t length = (search.codes + parts - 1) / parts;
+  std::vector<Row> found(n * parts);
+  std::vector<double> distance(n * parts * k);
+  std::vector<int64_t> index(n * parts * k);
+  const int64_t grain = std::max<int64_t>(1, 65536 / (length * (search.dim + 16)));
+  at::parallel_for(0, n * parts, grain, [&](int64_t begin, int64_t end) {
+    std::vector<double> wide(search.dim + 8);
+    for (int64_t i = begin; i < end; ++i) {
+      Row& row = found[i];
+      row = Row{};
+      row.index = rows[i / parts];
+      row.best_distance = distance.data() + i * k;
+      row.best_index = index.data() + i * k;
+      const int64_t first = i % parts * length;
+      TILEWISE_DISPATCH(compare_all)(search, first, std::min(first + length, search.codes), row,
+                                     wide.data());
+    }
+  });
+  for (int64_t i = 0; i < n; ++i) {
+    Row& row = found[i * parts];
+    for (int64_t part = 1; part < parts; ++part) {
+      const Row& other = found[i * parts + part];
+      for (int64_t e = 0; e < other.found; ++e) {
+        TILEWISE_DISPATCH(insert)(k, other.best_distance[e], other.best_index[e], row);
+      }
+    }
+    problem.finish(row);
+  }
+}
+
+Tensor exact_norms(const Search& search) {
+  const Tensor norms = at::empty({search.codes}, at::kDouble);
+  auto* out = norms.mutable_data_ptr<double>();
+  at::parallel_for(0, search.codes, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      out[j] = TILEWISE_DISPATCH(exact_norm)(search.codebook, j, search.dim);
+    }
+  });
+  return norms;
+}
+
+void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t k,
+                 const Rows& rows, const std::optional<Tensor>& packed, int64_t* index,
+                 float* distance) {
+  const Tensor x_rows = readable(x), codes = readable(codebook);
+  Problem problem{{metric, k, codes.size(0), codes.size(1), matrix_of(x_rows), matrix_of(codes)}};
+  problem.index = index;
+  problem.distance = distance;
+  const Tensor norms = metric == Metric::Cosine ? exact_norms(problem.search) : Tensor();
+  if (norms.defined()) problem.search.norms = norms.const_data_ptr<double>();
+  const int64_t n = rows.size();
+  if (!packed && (n < kFewRows || problem.search.codes <= kPanel / 2)) {
+    return search_exact(problem, rows);
+  }
+  const Tensor pack = packed ? *packed : pack_codes(problem.search);
+  problem.packed = packed_view(pack, problem.search);
+  // An infinite dot product can be the best one, and a filter knows finite scores only.
+  const bool infinite = metric == Metric::Dot && has_infinite_codes(pack);
+  if (problem.packed.codes < k || infinite) return search_exact(problem, rows);
+  search_exact(problem, search_integer(problem, rows));
+}
+
+Rows wanted_rows(const std::optional<Tensor>& mask, int64_t head, int64_t n) {
+  Rows rows;
+  rows.reserve(n);
+  const bool* wanted = mask ? mask->const_data_ptr<bool>() + head * n : nullptr;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!wanted || wanted[i]) rows.push_back(i);
+  }
+  return rows;
+}
+
+void check(const Tensor& x, const Tensor& codebook, int64_t k, const std::optional<Tensor>& mask) {
+  TORCH_CHECK_VALUE(x.dim() == 3 && codebook.dim() == 3 && x.size(0) == codebook.size(0) &&
+                        x.size(2) == codebook.size(2),
+                    "x (H, N, D) and codebook (H, K, D) expected, got ", x.sizes(), " and ",
+                    codebook.sizes());
+  TORCH_CHECK_TYPE(x.is_floating_point() && codebook.is_floating_point(),
+                   "x and codebook: floating dtypes expected, got ", x.scalar_type(), " and ",
+                   codebook.scalar_type());
+  TORCH_CHECK_VALUE(k >= 1 && k <= kMaxK && k <= codebook.size(1), "k: 1 to ", kMaxK,
+                    " and at most K expected, got ", k);
+  TORCH_CHECK_VALUE(!mask || (mask->scalar_type() == at::kBool && mask->dim() == 2 &&
+                              mask->size(0) == x.size(0) && mask->size(1) == x.size(1)),
+                    "mask: bool (H, N) expected");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> nearest_code(const Tensor& x, const Tensor& codebook,
+                                        c10::string_view metric, int64_t k,
+                                        const std::optional<Tensor>& mask,
+                                        const std::optional<Tensor>& packed) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, codebook, k, mask);
+  const int64_t heads = x.size(0), n = x.size(1);
+  const std::optional<Tensor> wanted = mask ? std::optional(mask->contiguous()) : std::nullopt;
+  const Tensor index = at::empty({heads, n, k}, x.options().dtype(at::kLong));
+  const Tensor distance = at::empty({heads, n, k}, x.options().dtype(at::kFloat));
+  if (mask) {  // what stays of the rows that are left out
+    index.fill_(-1);
+    distance.zero_();
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    const auto pack = packed ? std::optional(packed->select(0, h)) : std::nullopt;
+    search_head(x.select(0, h), codebook.select(0, h), metric_of(metric), k,
+                wanted_rows(wanted, h, n), pack, index.mutable_data_ptr<int64_t>() + h * n * k,
+                distance.mutable_data_ptr<float>() + h * n * k);
+  }
+  return {index, distance};
+}
+
+Tensor pack_codebook(const Tensor& codebook, c10::string_view metric) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  std::vector<Tensor> heads;
+  for (int64_t h = 0; h < codebook.size(0); ++h) {
+    const Tensor codes = readable(codebook.select(0, h));
+    heads.push_back(pack_codes(
+        {metric_of(metric), 1, codes.size(0), codes.size(1), Matrix{}, matrix_of(codes)}));
+  }
+  int64_t longest = 0;
+  for (const Tensor& head : heads) longest = std::max(longest, head.numel());
+  const Tensor result = at::empty({codebook.size(0), longest}, at::kByte);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    result.select(0, h).narrow(0, 0, heads[h].numel()).copy_(heads[h]);
+  }
+  return result;
+}
+
+}  // namespace tilewise

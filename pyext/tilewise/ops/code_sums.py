@@ -1,0 +1,93 @@
+"""How many rows each code has, and their sum: what k-means and EMA codebooks are updated with."""
+
+import torch
+from torch import Tensor
+
+from tilewise import _backend, reference
+from tilewise.ops import _arguments
+from tilewise.ops._register import register
+
+
+def code_sums(
+    x: Tensor, index: Tensor, num_codes: int, heads: bool = False
+) -> tuple[Tensor, Tensor]:
+    r"""Counts and sums of the rows that share a code, without a one-hot matrix.
+
+        counts[k] = #{i : index_i = k}        sums[k] = sum_{i : index_i = k} x_i
+
+    Args:
+        x: (..., D), float16, bfloat16, float32 or float64.
+        index: (...) int64, the code of each row. Rows with a negative index are left out.
+        num_codes: K.
+        heads: whether the first dimension of `x` and `index` is that of separate codebooks.
+
+    Returns:
+        counts (K,) int64, sums (K, D) float32 (float64 for float64 rows); with `heads` (H, K) and
+        (H, K, D). The same bits for every number of threads.
+
+    Differentiable in `x`, any number of times.
+
+    Cost: time and traffic O(N * D), memory O(K * D + N).
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
+            on CPU, an index of `num_codes` or more (on a GPU such rows are left out: looking would
+            stall it).
+        RuntimeError: inside a torch.func transform.
+
+    Paper: Lloyd, Least squares quantization in PCM, 1982; its moving average: van den Oord et al.,
+    Neural Discrete Representation Learning, NeurIPS 2017, appendix A.1.
+    """
+    _arguments.check_floating("x", x)
+    num_codes = _arguments.integer("num_codes", num_codes, least=0)
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index: expected an int64 tensor, got {got}")
+    if x.dim() < 1 + heads or index.shape != x.shape[:-1]:
+        raise ValueError(
+            f"index: expected shape {tuple(x.shape[:-1])} for x of {tuple(x.shape)}, "
+            f"got {tuple(index.shape)}"
+        )
+    if index.device != x.device:
+        raise ValueError(f"index: expected on {x.device} like x, got {index.device}")
+
+    room = _backend.choose(x.device, x.dtype)
+    if room == "reference":
+        return reference.code_sums(x, index, num_codes, heads)
+    _arguments.refuse_functorch("code_sums")
+    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    h = len(x) if heads else 1
+    counts, sums = op.code_sums(_arguments.rows(x, h), _arguments.flat(index, h), num_codes)
+    return (counts, sums) if heads else (counts[0], sums[0])
+
+
+def _fake(x, index, num_codes):
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    h, _, d = x.shape
+    return index.new_empty(h, num_codes), x.new_empty(h, num_codes, d, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output):
+    x, index, _ = inputs
+    ctx.mark_non_differentiable(output[0])
+    ctx.set_materialize_grads(False)
+    ctx.dtype = x.dtype
+    ctx.save_for_backward(index)
+
+
+def _backward(ctx, _, grad):
+    if grad is None:
+        return None, None, None
+    index, = ctx.saved_tensors
+    head = torch.arange(grad.shape[0], device=grad.device)[:, None]
+    rows = grad[head, index.clamp(min=0)]  # (H, N, D)
+    return rows.masked_fill((index < 0).unsqueeze(-1), 0.0).to(ctx.dtype), None, None
+
+
+register(
+    "code_sums",
+    "(Tensor x, Tensor index, SymInt num_codes) -> (Tensor counts, Tensor sums)",
+    _fake,
+    _setup_context,
+    _backward,
+)
