@@ -8,8 +8,11 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -25,7 +28,7 @@ using at::Tensor;
 using Rows = std::vector<int64_t>;
 
 constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at a time
-constexpr int64_t kTaskRows = 1024;      // rows that are sorted by size together
+constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
 constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
 constexpr int64_t kFewRows = 8;          // not worth packing a codebook for
 constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
@@ -61,27 +64,39 @@ struct Problem {
   }
 };
 
-// A block's rows and scratch memory, one for each task.
+// Beyond this many exact comparisons a float32 product is the better way.
+int64_t group_limit(const Search& search) { return std::max<int64_t>(8, search.codes / 64); }
+
+// The rows of one task and its scratch memory.
 struct Space {
   std::vector<Row> rows;
-  std::vector<double> best_distance, wide, a;
-  std::vector<int64_t> best_index;
+  std::vector<Row*> order;
+  std::vector<double> best_distance;
+  std::vector<int64_t> best_index, groups;
+  std::vector<float> a;  // (count, padded_dim)
+  int64_t stride;  // of minima: not a power of two, whose rows would fall on the same cache lines
   std::vector<float> minima;
   std::vector<uint8_t> quads;
   std::vector<int32_t> bias;
+  int64_t padded_dim;
 
   Space(const Problem& problem, int64_t count, int64_t rows_per_block)
       : rows(count),
+        order(count),
         best_distance(count * problem.search.k),
-        wide(problem.search.dim + 8),
-        a(problem.search.dim + 8),
         best_index(count * problem.search.k),
-        minima(rows_per_block * kGroups * std::min(kChunkPanels, problem.packed.panels)) {
+        groups(rows_per_block + group_limit(problem.search) + 4 * kGroups),
+        stride(kGroups * (std::min(kChunkPanels, problem.packed.panels) + 1)),
+        minima(rows_per_block * stride),
+        padded_dim((problem.search.dim + 15) / 16 * 16) {
+    a.resize(count * padded_dim);
     for (int64_t i = 0; i < count; ++i) {
       rows[i].best_distance = best_distance.data() + i * problem.search.k;
       rows[i].best_index = best_index.data() + i * problem.search.k;
     }
   }
+
+  const float* a_of(const Row* row) const { return a.data() + (row - rows.data()) * padded_dim; }
 };
 
 // Rows that an earlier rung could not settle.
@@ -98,50 +113,64 @@ class HardRows {
   Rows rows_;
 };
 
-// Exact comparisons that cost as much as half a float32 product: beyond them that is the better way.
-int64_t group_limit(const Search& search) {
-  return std::max<int64_t>(8, search.codes * search.dim / (64 * (search.dim + 40)));
+// Rows of similar size side by side, since a block's rows share a scale: into buckets, eight an
+// octave.
+void sort_by_size(Space& space, int64_t count) {
+  constexpr int kBuckets = 256;
+  const auto key = [](const Row& row) {
+    const auto x = static_cast<float>(row.largest);
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits >> 20;  // exponent and three bits
+  };
+  int32_t top = 0;
+  for (int64_t i = 0; i < count; ++i) top = std::max(top, key(space.rows[i]));
+  std::array<int64_t, kBuckets + 1> place{};
+  const auto bucket = [&](const Row& row) {
+    return std::max(key(row) - top + kBuckets - 1, 0);
+  };
+  for (int64_t i = 0; i < count; ++i) ++place[bucket(space.rows[i]) + 1];
+  std::partial_sum(place.begin(), place.end(), place.begin());
+  for (int64_t i = 0; i < count; ++i) space.order[place[bucket(space.rows[i])]++] = &space.rows[i];
 }
 
-// Rows of similar size side by side: they share a scale.
-void sort_by_size(std::vector<Row>& rows, int64_t count) {
-  std::sort(rows.begin(), rows.begin() + count,
-            [](const Row& a, const Row& b) { return a.largest < b.largest; });
+// The largest element that a block's scale serves: rows far larger than the others would spoil it
+// for them, and go to the next rung.
+double block_range(Row* const* rows, int64_t count) {
+  double top = 0.0;
+  for (int64_t i = 0; i < count; ++i) top = std::max(top, rows[i]->largest);
+  const double typical = 4.0 * rows[count * 3 / 4]->largest;
+  return std::min(top > typical ? typical : top, kLargestElement);
 }
 
 // A block of rows through the integer filter.
-void search_block(const Problem& problem, Space& space, Row* rows, int64_t count, int limit) {
+void search_block(const Problem& problem, Space& space, Row** rows, int64_t count, int limit) {
   const Search& search = problem.search;
   const Packed& packed = problem.packed;
-  const double typical = 2.0 * rows[count * 3 / 4].largest, top = rows[count - 1].largest;
-  const double range = top > 2.0 * typical ? typical : top;
+  const double range = block_range(rows, count);
   const double scale = std::max(range / limit, 0x1p-40);
-  Parts parts{};
-  std::fill(space.quads.begin(), space.quads.end(), 0);
+  Parts parts{};  // the largest of the block
   for (int64_t i = 0; i < count; ++i) {
-    Row& row = rows[i];
-    row.hard |= row.largest > std::min(range * (1 + 1e-9), kLargestElement);
-    if (row.hard) continue;
-    TILEWISE_DISPATCH(prepare_row)(search, packed, row, space.a.data());
-    const Parts own = TILEWISE_DISPATCH(quantize)(
-        space.a.data(), search.dim, scale, limit, 1, limit + 1,
-        reinterpret_cast<int8_t*>(space.quads.data() + i * packed.depth), 4);
+    rows[i]->hard |= !(rows[i]->largest <= range);
+    if (rows[i]->hard) continue;
+    const Parts own =
+        TILEWISE_DISPATCH(quantize_row)(space.a_of(rows[i]), packed.depth, scale, limit,
+                                        space.quads.data() + i * packed.depth);
     parts.length = std::max(parts.length, own.length);
     parts.residual = std::max(parts.residual, own.residual);
   }
-  const RowBlock block{rows, count, space.minima.data(),
-                    kGroups * std::min(kChunkPanels, packed.panels)};
+  const RowBlock block{rows, count, space.minima.data(), space.stride};
   for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
     const int64_t panels = std::min(kChunkPanels, packed.panels - p);
     if (!TILEWISE_DISPATCH(integer_bias)(packed, p, panels, scale, parts, limit,
                                          space.bias.data())) {
-      for (int64_t i = 0; i < count; ++i) rows[i].hard = true;
+      for (int64_t i = 0; i < count; ++i) rows[i]->hard = true;
       return;
     }
     TILEWISE_DISPATCH(filter_integer)(packed, p, panels, space.quads.data(), scale,
                                       space.bias.data(), block);
     TILEWISE_DISPATCH(resolve)(search, packed, p, panels, group_limit(search), block,
-                               space.wide.data());
+                               space.groups.data());
   }
 }
 
@@ -158,28 +187,37 @@ Rows finish_rows(const Problem& problem, const std::vector<Row>& rows, int64_t c
   return hard;
 }
 
-// The integer rung: all rows, in tasks.
+// Rows that are sorted by size together.
+void search_task(const Problem& problem, Space& space, const int64_t* rows, int64_t count,
+                 int limit) {
+  for (int64_t i = 0; i < count; ++i) {
+    space.rows[i].index = rows[i];
+    TILEWISE_DISPATCH(prepare_row)(problem.search, problem.packed, space.rows[i],
+                                   space.a.data() + i * space.padded_dim);
+  }
+  sort_by_size(space, count);
+  for (int64_t i = 0; i < count; i += kBlockRows) {
+    search_block(problem, space, space.order.data() + i, std::min(kBlockRows, count - i), limit);
+  }
+}
+
+// The integer rung.
 Rows search_integer(const Problem& problem, const Rows& rows) {
   const int limit = TILEWISE_DISPATCH(filter_limit)();
   if (limit == kNoFilter || problem.search.dim > kLongestInt) return rows;
-  const int64_t n = rows.size(), threads = at::get_num_threads();
-  const int64_t task = std::clamp((n + 4 * threads - 1) / (4 * threads), kBlockRows, kTaskRows);
+  const int64_t n = rows.size(), blocks = (n + kBlockRows - 1) / kBlockRows;
+  const int64_t row_bytes = problem.search.dim * static_cast<int64_t>(sizeof(float)) + 1;
+  const int64_t most = std::max<int64_t>(1, kTaskBytes / row_bytes / kBlockRows);
   HardRows hard;
-  at::parallel_for(0, (n + task - 1) / task, 1, [&](int64_t begin, int64_t end) {
-    Space space(problem, task, kBlockRows);
-    space.quads.resize(kBlockRows * problem.packed.depth);
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t task_rows = std::min(most, end - begin) * kBlockRows;
+    Space space(problem, task_rows, kBlockRows);
+    space.quads.resize(kBlockRows * problem.packed.depth + 12);
     space.bias.resize(kChunkPanels * kPanel);
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t count = std::min(task, n - t * task);
-      for (int64_t i = 0; i < count; ++i) {
-        space.rows[i].index = rows[t * task + i];
-        TILEWISE_DISPATCH(prepare_row)(problem.search, problem.packed, space.rows[i],
-                                       space.a.data());
-      }
-      sort_by_size(space.rows, count);
-      for (int64_t i = 0; i < count; i += kBlockRows) {
-        search_block(problem, space, space.rows.data() + i, std::min(kBlockRows, count - i), limit);
-      }
+    for (int64_t first = begin * kBlockRows; first < std::min(n, end * kBlockRows);
+         first += task_rows) {
+      const int64_t count = std::min({task_rows, n - first, end * kBlockRows - first});
+      search_task(problem, space, rows.data() + first, count, limit);
       hard.add(finish_rows(problem, space.rows, count));
     }
   });
@@ -199,7 +237,6 @@ void search_exact(const Problem& problem, const Rows& rows) {
   std::vector<int64_t> index(n * parts * k);
   const int64_t grain = std::max<int64_t>(1, 65536 / (length * (search.dim + 16)));
   at::parallel_for(0, n * parts, grain, [&](int64_t begin, int64_t end) {
-    std::vector<double> wide(search.dim + 8);
     for (int64_t i = begin; i < end; ++i) {
       Row& row = found[i];
       row = Row{};
@@ -207,8 +244,7 @@ void search_exact(const Problem& problem, const Rows& rows) {
       row.best_distance = distance.data() + i * k;
       row.best_index = index.data() + i * k;
       const int64_t first = i % parts * length;
-      TILEWISE_DISPATCH(compare_all)(search, first, std::min(first + length, search.codes), row,
-                                     wide.data());
+      TILEWISE_DISPATCH(compare_all)(search, first, std::min(first + length, search.codes), row);
     }
   });
   for (int64_t i = 0; i < n; ++i) {

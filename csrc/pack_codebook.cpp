@@ -27,6 +27,9 @@ struct Header {
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Four times what a sum of `dim` products and what is done with it can lose.
+double rounding_of(int64_t dim) { return (dim + 32) * 0x1p-51; }
+
 // Where the arrays lie behind the header. `base` may be null, to find the size.
 template <typename Pointer>
 struct Layout {
@@ -55,7 +58,7 @@ struct Arrays {
   Arrays(void* base, int64_t codes, int64_t dim) {
     Layout<void*> layout(base, codes, dim);
     const int64_t slots = layout.panels * kPanel;
-    centre = layout.take<double>(dim);
+    centre = layout.take<double>(round_up(dim, 8));
     order = layout.take<int64_t>(slots);
     quads = layout.take<int8_t>(slots * layout.depth);
     sums = layout.take<int32_t>(slots);
@@ -71,55 +74,56 @@ template <typename Function>
 void for_codes(int64_t codes, int64_t dim, const Function& function) {
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(dim, 1));
   at::parallel_for(0, codes, grain, [&](int64_t begin, int64_t end) {
-    std::vector<double> row(round_up(dim, 8));
+    std::vector<float> row(round_up(dim, 16));
     for (int64_t j = begin; j < end; ++j) function(j, row.data());
   });
 }
 
-enum class Kind : char { Finite, NotANumber, Infinite };
+// A code's direction for cosine, the code for other metrics; 0 stays 0.
+double before_centring(const Search& search, double norm) {
+  return search.metric == Metric::Cosine && norm > 0.0 ? 1.0 / norm : 1.0;
+}
 
 // The middle of nine means, in each element: any centre is right, and one code far away from all
 // others should not move it.
-void find_centre(const Search& search, const std::vector<int64_t>& finite, double* centre) {
-  const int64_t parts = std::min<int64_t>(9, finite.size()), dim = search.dim;
-  std::vector<double> means(parts * dim);
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> row(dim);
+void find_centre(const Search& search, const std::vector<double>& norms, double* centre) {
+  constexpr int64_t kMeans = 9, kParts = 36;
+  const int64_t dim = search.dim;
+  std::vector<double> sums(kParts * dim);
+  std::vector<int64_t> counts(kParts);
+  at::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      double* mean = means.data() + part * dim;
-      int64_t count = 0;
-      for (size_t i = part; i < finite.size(); i += parts, ++count) {
-        TILEWISE_DISPATCH(load_code)(search, finite[i], row.data());
-        for (int64_t d = 0; d < dim; ++d) mean[d] += row[d];
+      for (int64_t j = part; j < search.codes; j += kParts) {
+        if (!std::isfinite(norms[j])) continue;
+        TILEWISE_DISPATCH(add_row)(search.codebook, j, dim, before_centring(search, norms[j]),
+                                   sums.data() + part * dim);
+        ++counts[part];
       }
-      for (int64_t d = 0; d < dim; ++d) mean[d] /= count;
     }
   });
-  std::vector<double> column(parts);
   for (int64_t d = 0; d < dim; ++d) {
-    for (int64_t part = 0; part < parts; ++part) column[part] = means[part * dim + d];
-    std::nth_element(column.begin(), column.begin() + parts / 2, column.end());
-    const double middle = parts ? column[parts / 2] : 0.0;
-    centre[d] = std::isfinite(middle) ? middle : 0.0;
+    double means[kMeans];
+    int64_t used = 0;
+    for (int64_t m = 0; m < kMeans; ++m) {
+      double sum = 0.0;
+      int64_t count = 0;
+      for (int64_t part = m; part < kParts; part += kMeans) {
+        sum += sums[part * dim + d];
+        count += counts[part];
+      }
+      if (count > 0) means[used++] = sum / count;
+    }
+    std::nth_element(means, means + used / 2, means + used);
+    centre[d] = used > 0 && std::isfinite(means[used / 2]) ? means[used / 2] : 0.0;
   }
-}
-
-// b_j without its size: the code as the metric wants it, centred. Returns its largest element.
-double centred(const Search& search, const double* centre, int64_t code, double* row) {
-  TILEWISE_DISPATCH(load_code)(search, code, row);
-  double largest = 0.0;
-  for (int64_t d = 0; d < search.dim; ++d) {
-    row[d] -= centre[d];
-    largest = std::max(largest, std::abs(row[d]));
-  }
-  return largest;
 }
 
 // Where the codes go: by their largest elements (at most 1), in eight steps an octave.
-std::vector<int64_t> sorted(const std::vector<int64_t>& finite, const std::vector<double>& largest) {
+std::vector<int64_t> sorted(const std::vector<int64_t>& finite, const std::vector<double>& largest,
+                            double size) {
   constexpr int kSteps = 1024;
   const auto bucket = [&](int64_t j) {
-    const auto x = static_cast<float>(largest[j]);
+    const auto x = static_cast<float>(largest[j] * size);
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return std::min<int>(bits >> 20, kSteps - 1);  // exponent and three bits
@@ -139,108 +143,113 @@ float round_up_to_float(double x) {
   return std::nextafter(static_cast<float>(x), std::numeric_limits<float>::infinity());
 }
 
+// What is known of the codes before they are packed.
+struct Codes {
+  std::vector<double> norms, largest, squares;  // before `size` is applied
+  std::vector<int64_t> finite;
+};
+
 // One panel: its scale, and its codes relative to it.
-void pack_panel(const Search& search, const Header& header, const Arrays& out, int64_t panel,
-                const std::vector<double>& largest, double* row) {
+void pack_panel(const Search& search, const Header& header, const Codes& codes, const Arrays& out,
+                int64_t panel, float* row) {
   const int64_t* order = out.order + panel * kPanel;
   const int64_t depth = round_up(search.dim, 4);
   double sizes[kPanel];
   int64_t count = 0;
-  for (; count < kPanel && order[count] >= 0; ++count) sizes[count] = largest[order[count]];
+  for (; count < kPanel && order[count] >= 0; ++count) sizes[count] = codes.largest[order[count]];
   std::sort(sizes, sizes + count);
   // A few codes far larger than the others are clamped rather than served.
   const double typical = 2.0 * sizes[count * 3 / 4], top = sizes[count - 1];
   const double range = (top > 2.0 * typical ? typical : top) * header.size;
   const double scale = std::max(range / std::max<int64_t>(header.limit, 1), kSmallestScale);
   out.scales[panel] = static_cast<float>(scale);
-  int8_t* quads = out.quads + panel * kPanel * depth;
+  const double rounding = rounding_of(search.dim);
   for (int64_t i = 0; i < kPanel; ++i) {
-    const int64_t slot = panel * kPanel + i;
-    if (i >= count) {  // never a candidate
+    const int64_t slot = panel * kPanel + i, j = order[i];
+    if (j < 0) {  // never a candidate
       out.sums[slot] = 0;
       out.bias[slot] = 0x1p100f;
       out.length[slot] = out.residual[slot] = 0.0f;
       continue;
     }
-    centred(search, out.centre, order[i], row);
-    double square = 0.0;
-    for (int64_t d = 0; d < search.dim; ++d) {
-      row[d] *= header.size;
-      square += row[d] * row[d];
-    }
-    const double rounding = (search.dim + 32) * 0x1p-51;
-    const Parts parts = TILEWISE_DISPATCH(quantize)(row, search.dim, out.scales[panel],
-                                                    static_cast<int>(header.limit), -1, 0,
-                                                    quads + 4 * i, 4 * kPanel);
+    TILEWISE_DISPATCH(transform)(
+        search.codebook, j, search.dim,
+        {before_centring(search, codes.norms[j]), out.centre, true, header.size}, row);
+    const Parts parts = TILEWISE_DISPATCH(quantize_code)(
+        row, depth, out.scales[panel], static_cast<int>(header.limit),
+        out.quads + panel * kPanel * depth + 4 * i);
+    const double square = codes.squares[j] * header.size * header.size;
+    const double bias = search.metric == Metric::L2 ? 0.5 * square : 0.0;
     out.sums[slot] = static_cast<int32_t>(parts.sum);
     out.residual[slot] = round_up_to_float(parts.residual);
     out.length[slot] = round_up_to_float(std::sqrt(square) * (1.0 + rounding));
-    const double bias = search.metric == Metric::L2 ? 0.5 * square : 0.0;
     out.bias[slot] = round_down(bias * (1.0 - rounding) - header.least_bias * (1.0 + rounding));
   }
+}
+
+bool has_nan(const Search& search, int64_t code) {
+  const auto any = [&](const auto* v) {
+    return std::any_of(v, v + search.dim, [](auto x) { return std::isnan(x); });
+  };
+  const int64_t at = code * search.codebook.stride;
+  return search.codebook.is_double ? any(static_cast<const double*>(search.codebook.data) + at)
+                                   : any(static_cast<const float*>(search.codebook.data) + at);
 }
 
 }  // namespace
 
 Tensor pack_codes(const Search& search) {
-  const int64_t codes = search.codes, dim = search.dim;
-  std::vector<Kind> kinds(codes);
-  std::vector<double> norms(codes), largest(codes);
-  for_codes(codes, dim, [&](int64_t j, double* row) {
-    norms[j] = TILEWISE_DISPATCH(load_code)(search, j, row);
-    bool nan = false, infinite = false;
-    if (!std::isfinite(norms[j])) {
-      for (int64_t d = 0; d < dim; ++d) {
-        nan |= std::isnan(row[d]);
-        infinite = true;
-      }
-    }
-    kinds[j] = nan ? Kind::NotANumber : infinite ? Kind::Infinite : Kind::Finite;
+  const int64_t count = search.codes, dim = search.dim;
+  Codes codes{std::vector<double>(count), std::vector<double>(count), std::vector<double>(count)};
+  for_codes(count, dim, [&](int64_t j, float*) {
+    codes.norms[j] = TILEWISE_DISPATCH(exact_norm)(search.codebook, j, dim);
   });
-  Header header{codes, dim, static_cast<int64_t>(search.metric), TILEWISE_DISPATCH(filter_limit)()};
-  std::vector<int64_t> finite;
-  for (int64_t j = 0; j < codes; ++j) {
-    if (kinds[j] == Kind::Finite) finite.push_back(j);
-    header.infinite |= kinds[j] == Kind::Infinite;
+  Header header{count, dim, static_cast<int64_t>(search.metric), TILEWISE_DISPATCH(filter_limit)()};
+  codes.finite.reserve(count);
+  for (int64_t j = 0; j < count; ++j) {
+    if (std::isfinite(codes.norms[j])) {
+      codes.finite.push_back(j);
+    } else if (!has_nan(search, j)) {
+      header.infinite = true;
+    }
   }
-  header.codes = finite.size();
+  header.codes = codes.finite.size();
 
   const int64_t bytes = Arrays(nullptr, header.codes, dim).bytes;
   const Tensor result = at::empty({bytes}, at::kByte);
   const Arrays out(result.mutable_data_ptr(), header.codes, dim);
-  find_centre(search, finite, out.centre);
-  std::vector<double> squares(codes);
-  for_codes(finite.size(), dim, [&](int64_t i, double* row) {
-    const int64_t j = finite[i];
-    largest[j] = centred(search, out.centre, j, row);
-    for (int64_t d = 0; d < dim; ++d) squares[j] += row[d] * row[d];
+  std::fill(out.centre, out.centre + round_up(dim, 8), 0.0);
+  find_centre(search, codes.norms, out.centre);
+  for_codes(header.codes, dim, [&](int64_t i, float* row) {
+    const int64_t j = codes.finite[i];
+    const Moments moments = TILEWISE_DISPATCH(transform)(
+        search.codebook, j, dim, {before_centring(search, codes.norms[j]), out.centre, true, 1.0},
+        row);
+    codes.largest[j] = moments.largest;
+    codes.squares[j] = moments.square;
   });
   double top = 0.0, least = std::numeric_limits<double>::infinity();
-  for (const int64_t j : finite) {
-    top = std::max(top, largest[j]);
-    least = std::min(least, squares[j]);
-    header.largest = std::max(header.largest, norms[j]);
+  for (const int64_t j : codes.finite) {
+    top = std::max(top, codes.largest[j]);
+    least = std::min(least, codes.squares[j]);
+    header.largest = std::max(header.largest, codes.norms[j]);
   }
   // Cosine's vectors are no longer than 2 as they are.
-  const bool scaled = search.metric != Metric::Cosine && top > 0.0 && std::isfinite(top);
+  const bool scaled = search.metric != Metric::Cosine && top > 0.0;
   header.size = scaled ? std::exp2(-std::ceil(std::log2(top))) : 1.0;
-  if (search.metric == Metric::L2 && !finite.empty()) {
+  if (search.metric == Metric::L2 && header.codes > 0) {
     header.least_bias = 0.5 * least * header.size * header.size;
   }
-  std::vector<double> relative(codes);
-  for (const int64_t j : finite) relative[j] = largest[j] * header.size;
-  const std::vector<int64_t> order = sorted(finite, relative);
   const int64_t panels = (header.codes + kPanel - 1) / kPanel;
   std::fill(out.order, out.order + panels * kPanel, -1);
+  const std::vector<int64_t> order = sorted(codes.finite, codes.largest, header.size);
   std::copy(order.begin(), order.end(), out.order);
   std::memset(out.quads, 0, panels * kPanel * round_up(dim, 4));
-  at::parallel_for(0, panels, std::max<int64_t>(1, 256 / std::max<int64_t>(dim, 1)),
-                   [&](int64_t begin, int64_t end) {
-                     std::vector<double> row(round_up(dim, 8));
-                     for (int64_t p = begin; p < end; ++p) {
-                       pack_panel(search, header, out, p, largest, row.data());
-                     }
-                   });
+  const int64_t grain = std::max<int64_t>(1, 256 / std::max<int64_t>(dim, 1));
+  at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(round_up(dim, 16));
+    for (int64_t p = begin; p < end; ++p) pack_panel(search, header, codes, out, p, row.data());
+  });
   std::memcpy(result.mutable_data_ptr(), &header, sizeof header);
   return result;
 }
@@ -258,9 +267,11 @@ Packed packed_view(const Tensor& packed, const Search& search) {
                         packed.numel() >= arrays.bytes,
                     "packed: made of another codebook, for another metric or on another machine");
   const Layout<void*> layout(nullptr, header.codes, header.dim);
-  return {header.codes,      layout.panels, layout.depth, header.size,   header.least_bias,
-          header.largest,    arrays.centre, arrays.order, arrays.quads,  arrays.sums,
-          arrays.scales,     arrays.bias,   arrays.length, arrays.residual};
+  const double factor = search.metric == Metric::L2 ? 0.5 : 1.0;
+  return {header.codes,    layout.panels, layout.depth, header.size,     header.least_bias,
+          header.largest,  factor * header.size * header.size,
+          rounding_of(search.dim),        arrays.centre, arrays.order,   arrays.quads,
+          arrays.sums,     arrays.scales, arrays.bias,   arrays.length,  arrays.residual};
 }
 
 bool has_infinite_codes(const Tensor& packed) {

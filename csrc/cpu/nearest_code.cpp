@@ -5,36 +5,13 @@
 #include <cstring>
 #include <limits>
 
-#include "vec_math.h"
+#include "lanes.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-typedef double Lanes __attribute__((vector_size(64)));
-typedef int64_t Longs __attribute__((vector_size(64)));
-typedef int8_t Bytes8 __attribute__((vector_size(8)));
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-template <typename V, typename T>
-TILEWISE_INLINE V load(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-template <typename V, typename T>
-TILEWISE_INLINE void store(T* p, V v) {
-  std::memcpy(p, &v, sizeof v);
-}
-
-template <typename V>
-TILEWISE_INLINE V smaller(V a, V b) {
-  return a < b ? a : b;
-}
-
-double up(double x, int64_t dim) { return std::sqrt(x) * (1.0 + (dim + 32) * 0x1p-51); }
+typedef int8_t Bytes16 __attribute__((vector_size(16)));
 
 #if defined(CPU_CAPABILITY_AVX512)
 
@@ -256,43 +233,51 @@ void filter_integer(const Packed&, int64_t, int64_t, const uint8_t*, double, con
 
 #endif
 
-Parts quantize(const double* v, int64_t dim, double scale, int limit, int sign, int offset,
-               int8_t* quads, int64_t stride) {
-  const double inverse = 1.0 / scale;
-  const Lanes high = Lanes{} + limit, low = Lanes{} - limit;
-  Lanes lengths = {}, residuals = {};
-  Longs sums = {};
-  for (int64_t d = 0; d < dim; d += 8) {
-    const int64_t count = dim - d < 8 ? dim - d : 8;
-    double buffer[8] = {};
-    std::memcpy(buffer, v + d, count * sizeof(double));
-    const Lanes value = load<Lanes>(buffer);
-    Lanes q = value * inverse;
+// Calls take(d, integers) with 16 quantised elements at a time.
+template <typename Take>
+TILEWISE_INLINE Parts quantize(const float* v, int64_t depth, double scale, int limit,
+                               const Take& take) {
+  const Floats unit = Floats{} + static_cast<float>(scale);
+  const Floats inverse = Floats{} + static_cast<float>(1.0 / scale);
+  const Floats high = Floats{} + static_cast<float>(limit), magic = Floats{} + 0x1.8p23f;
+  Floats lengths = {}, residuals = {};
+  Ints sums = {};
+  for (int64_t d = 0; d < depth; d += 16) {
+    const Floats value = load_as<Floats>(v + d);
+    Floats q = value * inverse;
     q = q > high ? high : q;
-    q = q < low ? low : q;
-    // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits.
-    const Lanes shifted = q + 0x1.8p52;
-    const Lanes part = (shifted - 0x1.8p52) * scale;
+    q = q < -high ? -high : q;
+    const Floats shifted = q + magic;  // an integer, in the low bits
+    const Floats part = (shifted - magic) * unit;
+    const Floats rest = value - part;
     lengths += part * part;
-    residuals += (value - part) * (value - part);
-    const Longs integers = (Longs)shifted - (Longs)(Lanes{} + 0x1.8p52);
+    residuals += rest * rest;
+    const Ints integers = (Ints)shifted - (Ints)magic;
     sums += integers;
-    const Bytes8 bytes = __builtin_convertvector(integers * sign + offset, Bytes8);
-    int8_t out[8];
-    store(out, bytes);
-    std::memcpy(quads + d / 4 * stride, out, count < 4 ? count : 4);
-    if (count > 4) std::memcpy(quads + (d / 4 + 1) * stride, out + 4, count - 4);
+    take(d, integers);
   }
-  double length = 0, residual = 0, total = 0;
-  int64_t sum = 0;
-  for (int l = 0; l < 8; ++l) {
-    length += lengths[l];
-    residual += residuals[l];
-    sum += sums[l];
-  }
-  total = up(length, dim);
-  // v itself was rounded once or twice on the way here.
-  return {total, up(residual, dim) + (total + up(residual, dim)) * 0x1p-50, sum};
+  // Up, by the rounding of v to float and of these lines.
+  const double rounding = (depth + 32) * 0x1p-23;
+  const double length = std::sqrt(fold(lengths, Add())) * (1.0 + rounding);
+  const double residual = std::sqrt(fold(residuals, Add())) * (1.0 + rounding);
+  return {length, residual + (length + residual) * 0x1p-21 + 0x1p-120,
+          fold(sums, Add())};
+}
+
+Parts quantize_row(const float* v, int64_t depth, double scale, int limit, uint8_t* q) {
+  return quantize(v, depth, scale, limit, [&](int64_t d, Ints integers) {
+    store_as(q + d, __builtin_convertvector(integers + (limit + 1), Bytes16));
+  });
+}
+
+Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8_t* quads) {
+  return quantize(v, depth, scale, limit, [&](int64_t d, Ints integers) {
+    int8_t bytes[16];
+    store_as(bytes, __builtin_convertvector(-integers, Bytes16));
+    for (int64_t i = 0; i < 16 && d + i < depth; i += 4) {
+      std::memcpy(quads + (d + i) * kPanel, bytes + i, 4);
+    }
+  });
 }
 
 bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,
@@ -306,15 +291,15 @@ bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, dou
         static_cast<float>(1.0 / (row_scale * packed.scales[first_panel + p]));
     for (int64_t j = p * kPanel; j < (p + 1) * kPanel; j += 16) {
       const int64_t at = first_panel * kPanel + j;
-      const Floats square = load<Floats>(packed.bias + at);
-      const Floats margin = load<Floats>(packed.residual + at) * length +
-                            load<Floats>(packed.length + at) * residual;
+      const Floats square = load_as<Floats>(packed.bias + at);
+      const Floats margin = load_as<Floats>(packed.residual + at) * length +
+                            load_as<Floats>(packed.length + at) * residual;
       // Rounded down: less the rounding of this line and of the conversion.
       Floats bound = (square - margin - (square + margin) * 0x1p-21f) * inverse - 2.0f;
       bound = bound < highest ? bound : Floats{} + highest;  // also where it is infinite
       low |= (Ints)(bound < -highest) | (Ints)(bound != bound);
-      store(bias + j, __builtin_convertvector(bound, Ints) +
-                          load<Ints>(packed.sums + at) * (limit + 1));
+      store_as(bias + j, __builtin_convertvector(bound, Ints) +
+                          load_as<Ints>(packed.sums + at) * (limit + 1));
     }
   }
   for (int l = 0; l < 16; ++l) {
@@ -333,12 +318,12 @@ void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, con
       const int64_t at = (first_panel + p) * kPanel;
       Floats low = Floats{} + std::numeric_limits<float>::infinity();
       for (int64_t j = 0; j < kPanel; j += 16) {
-        const Floats margin = load<Floats>(packed.length + at + j) * factor + tiny;
-        const Floats bound = load<Floats>(packed.bias + at + j) * (1.0f - 0x1p-21f) -
-                             load<Floats>(dots + i * dots_stride + p * kPanel + j) - margin;
-        low = smaller(bound, low);
+        const Floats margin = load_as<Floats>(packed.length + at + j) * factor + tiny;
+        const Floats bound = load_as<Floats>(packed.bias + at + j) * (1.0f - 0x1p-21f) -
+                             load_as<Floats>(dots + i * dots_stride + p * kPanel + j) - margin;
+        low = bound < low ? bound : low;
       }
-      store(block.minima + i * block.stride + first_group + p * kGroups, low);
+      store_as(block.minima + i * block.stride + first_group + p * kGroups, low);
     }
   }
 }

@@ -39,6 +39,8 @@ struct Packed {
   double size;
   double least_bias;     // min_j ||b_j||^2 / 2, which scores leave out, or 0
   double largest;        // max_j ||c_j||
+  double distance_factor;  // of a distance in a score: see Row::shift
+  double rounding;         // bounds the relative error of sums over dim elements in float64
   const double* centre;  // (dim)
   const int64_t* order;  // (panels, 64) which code it is; -1 beyond the last one
   const int8_t* quads;   // (panels, depth / 4, 64, 4): -q_j, where b_j = scale * q_j + r_j
@@ -57,10 +59,10 @@ constexpr int kNoFilter = 0;
 struct Row {
   int64_t index;   // in x
   double largest;  // element of a
+  double length;   // ||a||
   double shift;    // score <= factor * distance + shift + slack
   double slack;
   double norm;      // ||x||; cosine only
-  double length;    // ||a||
   float threshold;  // a code with a larger lower bound is not among the k nearest
   int32_t found;    // entries of `best`
   int32_t groups;   // groups that were compared exactly
@@ -71,10 +73,22 @@ struct Row {
 
 // A block of rows against a range of panels.
 struct RowBlock {
-  Row* rows;
+  Row* const* rows;
   int64_t count;
   float* minima;  // (count, stride): a lower bound of the scores of each group
   int64_t stride;
+};
+
+// A row or code as the filters see it: (v * pre - centre) * post.
+struct Transform {
+  double pre;
+  const double* centre;  // (dim), zeros up to a multiple of 8
+  bool subtract;         // the centre; without it, it only serves `Moments::dot`
+  double post;
+};
+
+struct Moments {
+  double square, dot, largest;  // of the transformed vector: its square, with the centre, max |v|
 };
 
 // Norms of the two parts of a quantised vector v = scale * q + r, rounded up.
@@ -87,16 +101,19 @@ struct Parts {
   namespace CAPABILITY {                                                                         \
   /* The largest |q| that the integer filter takes here. */                                      \
   int filter_limit();                                                                            \
-  /* c_j as b_j before centring and scaling: out (dim). Returns its norm, NaN or infinite where  \
-     an element is. */                                                                           \
-  double load_code(const Search& search, int64_t code, double* out);                             \
+  /* ||row||, in the order of exact distances. */                                               \
   double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                             \
-  /* Fills `row` (but for its index and lists) and a (dim). */                                   \
-  void prepare_row(const Search& search, const Packed& packed, Row& row, double* a);             \
-  /* q[i * stride / 4 ...]: quads of v / scale, rounded and clamped to +-limit, times sign, plus \
-     offset. */                                                                                  \
-  Parts quantize(const double* v, int64_t dim, double scale, int limit, int sign, int offset,    \
-                 int8_t* quads, int64_t stride);                                                 \
+  /* sums (dim) += the row times `factor`. */                                                    \
+  void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);     \
+  /* out (dim, up to a multiple of 16): rounded to float. */                                     \
+  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& transform,  \
+                    float* out);                                                                 \
+  /* Fills `row` (but for its index and lists) and a. */                                         \
+  void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);              \
+  /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are \
+     written). A code: -q, in quads that are 256 bytes apart. */                                 \
+  Parts quantize_row(const float* v, int64_t depth, double scale, int limit, uint8_t* q);        \
+  Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8_t* quads);    \
   /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of          \
      `parts`, the largest of the block. False: out of range. */                                  \
   bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale, \
@@ -109,11 +126,11 @@ struct Parts {
   void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, const float* dots, \
                     int64_t dots_stride, const float* lengths, float relative,                   \
                     const RowBlock& block, int64_t first_group);                                    \
-  /* Compares exactly what the bounds leave. wide (dim): scratch. */                             \
+  /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.     \
+     groups: scratch for kBlockRows + group_limit + 4 * kGroups. */                              \
   void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,  \
-               int64_t group_limit, const RowBlock& block, double* wide);                           \
-  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row,        \
-                   double* wide);                                                                \
+               int64_t group_limit, const RowBlock& block, int64_t* groups);                     \
+  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);       \
   void insert(int64_t k, double distance, int64_t index, Row& row);                              \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)

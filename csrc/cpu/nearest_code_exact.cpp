@@ -5,26 +5,21 @@
 #include <cstring>
 #include <limits>
 
+#include "lanes.h"
 #include "nearest_code.h"
-#include "vec_math.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-typedef double Lanes __attribute__((vector_size(64)));
-typedef float Floats8 __attribute__((vector_size(32)));
-
-TILEWISE_INLINE Lanes load(const double* p) {
-  Lanes v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
+TILEWISE_INLINE Lanes load(const double* p) { return load_as<Lanes>(p); }
 
 TILEWISE_INLINE Lanes load(const float* p) {
-  Floats8 v;
-  std::memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, Lanes);
+#if defined(CPU_CAPABILITY_AVX512)
+  return (Lanes)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // gcc 12 converts in two halves
+#else
+  return __builtin_convertvector(load_as<HalfFloats>(p), Lanes);
+#endif
 }
 
 template <typename T>
@@ -34,10 +29,8 @@ TILEWISE_INLINE Lanes load_first(const T* p, int64_t count) {
   return load(buffer);
 }
 
-TILEWISE_INLINE double tree(Lanes v) {
-  const double a = v[0] + v[4], b = v[1] + v[5], c = v[2] + v[6], d = v[3] + v[7];
-  return (a + c) + (b + d);
-}
+// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))
+TILEWISE_INLINE double tree(Lanes v) { return fold(v, Add()); }
 
 template <typename T>
 const T* row_of(const Matrix& matrix, int64_t row) {
@@ -56,31 +49,30 @@ double lane_norm(const T* v, int64_t dim) {
   return std::sqrt(tree(sum));
 }
 
-template <typename T>
-void widen(const T* v, int64_t dim, double* out) {
-  for (int64_t d = 0; d < dim; ++d) out[d] = v[d];
-}
-
-// Sums of `term` over the elements of x (dim, in double) and of four codes.
-template <typename T, typename Term>
-TILEWISE_INLINE void sum_four(const double* x, const T* const (&codes)[4], int64_t dim,
+// Sums of `term` over the elements of x (dim) and of four codes.
+template <typename X, typename T, typename Term>
+TILEWISE_INLINE void sum_four(const X* x, const T* const (&codes)[4], int64_t dim,
                               const Term& term, double (&out)[4]) {
   Lanes sums[4] = {};
   int64_t d = 0;
   for (; d + 8 <= dim; d += 8) {
     const Lanes v = load(x + d);
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sums[i] += term(v, load(codes[i] + d));
   }
   if (d < dim) {
     const Lanes v = load_first(x + d, dim - d);
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sums[i] += term(v, load_first(codes[i] + d, dim - d));
   }
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) out[i] = tree(sums[i]);
 }
 
-template <typename T>
-void four_distances(const Search& search, const double* x, double x_norm,
-                    const int64_t (&index)[4], double (&out)[4]) {
+template <typename X, typename T>
+void four_distances(const Search& search, const Row& row, const int64_t (&index)[4],
+                    double (&out)[4]) {
+  const X* x = row_of<X>(search.x, row.index);
   const T* codes[4];
   for (int i = 0; i < 4; ++i) codes[i] = row_of<T>(search.codebook, index[i]);
   if (search.metric == Metric::L2) {
@@ -96,16 +88,21 @@ void four_distances(const Search& search, const double* x, double x_norm,
       out[i] = -out[i];
     } else {
       const double code_norm = search.norms[index[i]];
-      const bool zero = (x_norm == 0.0 || code_norm == 0.0) && !std::isnan(out[i]);
-      out[i] = zero ? 1.0 : 1.0 - out[i] / (x_norm * code_norm);
+      const bool zero = (row.norm == 0.0 || code_norm == 0.0) && !std::isnan(out[i]);
+      out[i] = zero ? 1.0 : 1.0 - out[i] / (row.norm * code_norm);
     }
   }
 }
 
-void four_distances(const Search& search, const double* x, double x_norm,
-                    const int64_t (&index)[4], double (&out)[4]) {
-  search.codebook.is_double ? four_distances<double>(search, x, x_norm, index, out)
-                            : four_distances<float>(search, x, x_norm, index, out);
+TILEWISE_INLINE void four_distances(const Search& search, const Row& row,
+                                    const int64_t (&index)[4], double (&out)[4]) {
+  if (search.x.is_double) {
+    search.codebook.is_double ? four_distances<double, double>(search, row, index, out)
+                              : four_distances<double, float>(search, row, index, out);
+  } else {
+    search.codebook.is_double ? four_distances<float, double>(search, row, index, out)
+                              : four_distances<float, float>(search, row, index, out);
+  }
 }
 
 // Nearest first, the lower index among equals, NaN last.
@@ -116,79 +113,139 @@ TILEWISE_INLINE bool before(double a, int64_t i, double b, int64_t j) {
   return std::isnan(b) && (!std::isnan(a) || i < j);
 }
 
-void load_row(const Search& search, const Row& row, double* wide) {
-  search.x.is_double ? widen(row_of<double>(search.x, row.index), search.dim, wide)
-                     : widen(row_of<float>(search.x, row.index), search.dim, wide);
-}
-
 // The k-th best distance as a score, rounded up. Whatever has a larger lower bound is out.
-void tighten(const Search& search, const Packed& packed, Row& row) {
-  const double distance = row.best_distance[search.k - 1];
-  const bool l2 = search.metric == Metric::L2;
-  const double scaled =
-      distance * (l2 ? 0.5 * packed.size * packed.size : search.metric == Metric::Dot ? packed.size * packed.size : 1.0);
-  const double rounding = (search.dim + 32) * 0x1p-51;
-  const double score = scaled + row.shift + row.slack + rounding * std::abs(scaled);
+TILEWISE_INLINE void tighten(const Search& search, const Packed& packed, Row& row) {
+  const double scaled = row.best_distance[search.k - 1] * packed.distance_factor;
+  const double score = scaled + row.shift + row.slack + packed.rounding * std::abs(scaled);
   // Far beyond float's range nothing is certain: the row goes to the exact comparison.
   if (!(std::abs(score) < 1e35)) row.hard = true;
-  row.threshold = static_cast<float>(score + std::abs(score) * 0x1p-21);
+  row.threshold = static_cast<float>(score + std::abs(score) * 0x1p-21 + 0x1p-120);
+}
+
+// One code more for a row that wants a single one. No branch depends on the distances.
+TILEWISE_INLINE void keep_nearer(double distance, int64_t index, Row& row) {
+  const double best = row.best_distance[0];
+  const bool nearer = (distance < best) | ((distance == best) & (index < row.best_index[0]));
+  row.best_distance[0] = nearer ? distance : best;
+  row.best_index[0] = nearer ? index : row.best_index[0];
 }
 
 TILEWISE_INLINE void compare_group(const Search& search, const Packed& packed, int64_t group,
-                                   const double* wide, Row& row) {
+                                   Row& row) {
   const int64_t* order = packed.order + group / kGroups * kPanel + group % kGroups;
+  if (order[0] < 0) return;  // nothing but what fills up the last panel
   int64_t index[4];
+  // What fills up a group is its first code again.
   for (int i = 0; i < 4; ++i) index[i] = order[i * kGroups] < 0 ? order[0] : order[i * kGroups];
   double distance[4];
-  four_distances(search, wide, row.norm, index, distance);
-  for (int i = 0; i < 4; ++i) {
-    if (order[i * kGroups] >= 0) insert(search.k, distance[i], index[i], row);
+  four_distances(search, row, index, distance);
+  if (search.k == 1) {
+    for (int i = 0; i < 4; ++i) keep_nearer(distance[i], index[i], row);
+    row.found = row.best_index[0] < search.codes;
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      if (order[i * kGroups] >= 0) insert(search.k, distance[i], index[i], row);
+    }
   }
   ++row.groups;
   if (row.found == search.k) tighten(search, packed, row);
 }
 
-// Of the groups' bounds.
-int64_t smallest(const float* bounds, int64_t count) {
-  float low[kGroups];
-  for (int l = 0; l < kGroups; ++l) low[l] = bounds[l];
-  for (int64_t g = kGroups; g < count; g += kGroups) {
-    for (int l = 0; l < kGroups; ++l) low[l] = bounds[g + l] < low[l] ? bounds[g + l] : low[l];
-  }
-  float least = low[0];
-  for (int l = 1; l < kGroups; ++l) least = low[l] < least ? low[l] : least;
-  for (int64_t g = 0; g < count; g += kGroups) {
-    int hit = 0;
-    for (int l = 0; l < kGroups; ++l) hit |= bounds[g + l] == least;
-    if (!hit) continue;
-    for (int l = 0; l < kGroups; ++l) {
-      if (bounds[g + l] == least) return g + l;
-    }
-  }
-  return 0;
+// Which of 16 bounds are at most `limit`, as bits.
+TILEWISE_INLINE uint32_t at_most(const float* bounds, float limit) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(bounds), _mm512_set1_ps(limit), _CMP_LE_OQ);
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256 top = _mm256_set1_ps(limit);
+  const __m256 low = _mm256_cmp_ps(_mm256_loadu_ps(bounds), top, _CMP_LE_OQ);
+  const __m256 high = _mm256_cmp_ps(_mm256_loadu_ps(bounds + 8), top, _CMP_LE_OQ);
+  return _mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8;
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < kGroups; ++l) bits |= (bounds[l] <= limit) << l;
+  return bits;
+#endif
 }
 
-void resolve_row(const Search& search, const Packed& packed, int64_t first_panel, int64_t count,
-                 int64_t group_limit, float* bounds, const double* wide, Row& row) {
-  const float out = std::numeric_limits<float>::infinity();
-  const int64_t first = first_panel * kGroups;
-  while (row.found < search.k && !row.hard) {
-    const int64_t g = smallest(bounds, count);
-    if (bounds[g] == out) return;
-    compare_group(search, packed, first + g, wide, row);
-    bounds[g] = out;
+TILEWISE_INLINE Floats lower(Floats a, Floats b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Fetches the codes of a group: they lie anywhere in a codebook that is larger than the cache.
+void prefetch_group(const Search& search, const Packed& packed, int64_t group) {
+  const int64_t* order = packed.order + group / kGroups * kPanel + group % kGroups;
+  const int64_t size = search.codebook.is_double ? sizeof(double) : sizeof(float);
+  for (int i = 0; i < 4; ++i) {
+    if (order[i * kGroups] < 0) continue;
+    const char* code = static_cast<const char*>(search.codebook.data) +
+                       order[i * kGroups] * search.codebook.stride * size;
+    for (int64_t at = 0; at < search.dim * size; at += 64) __builtin_prefetch(code + at, 0, 2);
   }
-  for (int64_t g = 0; g < count; g += kGroups) {
-    int hit = 0;
-    for (int l = 0; l < kGroups; ++l) hit |= bounds[g + l] <= row.threshold;
-    if (!hit) continue;
-    for (int l = 0; l < kGroups; ++l) {
-      if (!(bounds[g + l] <= row.threshold)) continue;
-      if (row.groups >= group_limit) row.hard = true;
-      if (row.hard) return;
-      compare_group(search, packed, first + g + l, wide, row);
+}
+
+// A running minimum and where it was found. No branch depends on the values.
+struct Low {
+  Floats value;
+  Ints where;
+
+  TILEWISE_INLINE void take(const float* bounds, int64_t g) {
+    const Floats next = load_as<Floats>(bounds + g);
+    const Ints less = next < value;
+    where = less ? Ints{} + static_cast<int32_t>(g) : where;
+    value = lower(next, value);
+  }
+};
+
+// The group with the smallest bound, -1 if there is none.
+int64_t smallest_group(const float* bounds, int64_t count) {
+  const Floats infinity = Floats{} + std::numeric_limits<float>::infinity();
+  Low even{infinity, Ints{}}, odd{infinity, Ints{}};
+  for (int64_t g = 0; g + kGroups < count; g += 2 * kGroups) {
+    even.take(bounds, g);
+    odd.take(bounds, g + kGroups);
+  }
+  if (count / kGroups % 2) even.take(bounds, count - kGroups);
+  const Ints less = odd.value < even.value;
+  even.where = less ? odd.where : even.where;
+  even.value = lower(odd.value, even.value);
+  const float least = fold(even.value, Smallest());
+  if (least == std::numeric_limits<float>::infinity()) return -1;
+  float values[kGroups];
+  store_as(values, even.value);
+  const int lane = __builtin_ctz(at_most(values, least));
+  return even.where[lane] + lane;
+}
+
+// Appends the groups of bounds[begin..end) that are at most `limit`.
+TILEWISE_INLINE int64_t* append_groups(const float* bounds, int64_t begin, int64_t end,
+                                       float limit, int64_t* groups) {
+  for (int64_t g = begin; g < end; g += kGroups) {
+    for (uint32_t bits = at_most(bounds + g, limit); bits; bits &= bits - 1) {
+      *groups++ = g + __builtin_ctz(bits);
     }
   }
+  return groups;
+}
+
+// All groups whose bound is at most `limit`; stops beyond `most`. Returns how many.
+int64_t find_groups(const float* bounds, int64_t count, float limit, int64_t most,
+                    int64_t* groups) {
+  constexpr int64_t kStep = 4 * kGroups;
+  int64_t* end = groups;
+  int64_t g = 0;
+  for (; g + kStep <= count && end - groups <= most; g += kStep) {
+    Floats low = load_as<Floats>(bounds + g);
+    for (int i = 1; i < 4; ++i) low = lower(low, load_as<Floats>(bounds + g + i * kGroups));
+    float values[kGroups];
+    store_as(values, low);
+    if (at_most(values, limit)) end = append_groups(bounds, g, g + kStep, limit, end);
+  }
+  if (end - groups <= most) end = append_groups(bounds, g, count, limit, end);
+  return end - groups;
 }
 
 }  // namespace
@@ -216,80 +273,107 @@ void insert(int64_t k, double distance, int64_t index, Row& row) {
 }
 
 void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,
-             int64_t group_limit, const RowBlock& block, double* wide) {
+             int64_t group_limit, const RowBlock& block, int64_t* groups) {
+  constexpr int64_t kAhead = 8;  // rows between the fetching and the use of codes
+  const int64_t first = first_panel * kGroups, count = panels * kGroups;
+  // Some exact distances give each row its threshold.
+  for (int64_t i = 0; i < block.count + kAhead; ++i) {
+    if (i < block.count && !block.rows[i]->hard && block.rows[i]->found < search.k) {
+      groups[i] = smallest_group(block.minima + i * block.stride, count);
+      if (groups[i] >= 0) prefetch_group(search, packed, first + groups[i]);
+    }
+    if (i < kAhead) continue;
+    Row& row = *block.rows[i - kAhead];
+    float* bounds = block.minima + (i - kAhead) * block.stride;
+    if (row.hard || row.found == search.k) continue;
+    for (int64_t g = groups[i - kAhead]; g >= 0; g = smallest_group(bounds, count)) {
+      compare_group(search, packed, first + g, row);
+      bounds[g] = std::numeric_limits<float>::infinity();
+      if (row.found == search.k || row.hard) break;
+    }
+  }
+  // What it leaves is compared as well, which may lower it further.
   for (int64_t i = 0; i < block.count; ++i) {
-    Row& row = block.rows[i];
+    Row& row = *block.rows[i];
+    const float* bounds = block.minima + i * block.stride;
     if (row.hard) continue;
-    load_row(search, row, wide);
-    resolve_row(search, packed, first_panel, panels * kGroups, group_limit,
-                block.minima + i * block.stride, wide, row);
+    const int64_t most = group_limit - row.groups;
+    const int64_t left = find_groups(bounds, count, row.threshold, most, groups);
+    row.hard = left > most;
+    if (row.hard) continue;
+    for (int64_t j = 0; j < left; ++j) prefetch_group(search, packed, first + groups[j]);
+    for (int64_t j = 0; j < left && !row.hard; ++j) {
+      if (bounds[groups[j]] > row.threshold) continue;  // it has been lowered since
+      compare_group(search, packed, first + groups[j], row);
+    }
   }
 }
 
-void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row,
-                 double* wide) {
-  load_row(search, row, wide);
-  if (search.metric == Metric::Cosine) row.norm = lane_norm(wide, search.dim);
+void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row) {
+  if (search.metric == Metric::Cosine) row.norm = exact_norm(search.x, row.index, search.dim);
   for (int64_t j = first_code; j < last_code; j += 4) {
     int64_t index[4];
     for (int i = 0; i < 4; ++i) index[i] = j + i < last_code ? j + i : j;
     double distance[4];
-    four_distances(search, wide, row.norm, index, distance);
+    four_distances(search, row, index, distance);
     for (int i = 0; i < 4 && j + i < last_code; ++i) {
       insert(search.k, distance[i], j + i, row);
     }
   }
 }
 
-double load_code(const Search& search, int64_t code, double* out) {
-  search.codebook.is_double ? widen(row_of<double>(search.codebook, code), search.dim, out)
-                            : widen(row_of<float>(search.codebook, code), search.dim, out);
-  const double norm = lane_norm(out, search.dim);
-  if (search.metric == Metric::Cosine && norm > 0.0) {
-    for (int64_t d = 0; d < search.dim; ++d) out[d] /= norm;
-  }
-  return norm;
+void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums) {
+  const auto add = [&](const auto* v) {
+    for (int64_t d = 0; d < dim; ++d) sums[d] += v[d] * factor;
+  };
+  matrix.is_double ? add(row_of<double>(matrix, row)) : add(row_of<float>(matrix, row));
 }
 
-// Sums here are not those of the contract; their rounding is in `slack`.
-void prepare_row(const Search& search, const Packed& packed, Row& row, double* a) {
-  load_row(search, row, a);
-  const bool l2 = search.metric == Metric::L2;
-  const double rounding = (search.dim + 32) * 0x1p-51;
-  double norm = 1.0;
-  if (search.metric == Metric::Cosine) {
-    norm = row.norm = lane_norm(a, search.dim);
-    if (!(norm > 0.0)) norm = std::numeric_limits<double>::quiet_NaN();
-  }
+// Sums here are not those of the contract: their rounding is in `slack`.
+Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& transform,
+                  float* out) {
   Lanes squares = {}, dots = {}, largest = {};
-  const double factor = search.metric == Metric::Cosine ? 1.0 / norm : packed.size;
-  const auto take = [&](int64_t d, int64_t count) {
-    Lanes v = load_first(a + d, count);
-    const Lanes centre = load_first(packed.centre + d, count);
-    v = l2 ? (v - centre) * factor : v * factor;
+  const auto take = [&](Lanes v, int64_t d) {
+    const Lanes centre = load(transform.centre + d);
+    v = v * transform.pre;
+    if (transform.subtract) v -= centre;
+    v = v * transform.post;
     squares += v * v;
     dots += v * centre;
     largest = v > largest ? v : largest;
     largest = -v > largest ? -v : largest;
-    std::memcpy(a + d, &v, count * sizeof(double));
+    store_as(out + d, __builtin_convertvector(v, HalfFloats));
   };
-  int64_t d = 0;
-  for (; d + 8 <= search.dim; d += 8) take(d, 8);
-  if (d < search.dim) take(d, search.dim - d);
-  const double square = tree(squares);
-  row.largest = 0.0;
-  for (int l = 0; l < 8; ++l) row.largest = largest[l] > row.largest ? largest[l] : row.largest;
-  row.length = std::sqrt(square);
+  const auto run = [&](const auto* v) {
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) take(load(v + d), d);
+    if (d < dim) take(load_first(v + d, dim - d), d);
+    for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
+  };
+  matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
+  return {tree(squares), tree(dots), fold(largest, Largest())};
+}
+
+void prepare_row(const Search& search, const Packed& packed, Row& row, float* a) {
+  const bool l2 = search.metric == Metric::L2, cosine = search.metric == Metric::Cosine;
+  if (cosine) row.norm = exact_norm(search.x, row.index, search.dim);
+  // A row without a direction is infinite then, and left to the exact comparison.
+  const Transform how{cosine ? 1.0 / row.norm : 1.0, packed.centre, l2, packed.size};
+  const Moments moments = transform(search.x, row.index, search.dim, how, a);
+  row.largest = moments.largest;
+  row.length = std::sqrt(moments.square);
   if (l2) {
-    row.shift = -0.5 * square - packed.least_bias;
-    row.slack = rounding * (square + packed.least_bias);
+    row.shift = -0.5 * moments.square - packed.least_bias;
+    row.slack = packed.rounding * (moments.square + packed.least_bias);
   } else {
-    row.shift = tree(dots) * packed.size - (search.metric == Metric::Cosine);
-    row.slack = rounding * (search.metric == Metric::Cosine ? 4.0 : std::sqrt(square) * packed.largest * packed.size);
+    row.shift = moments.dot * packed.size - cosine;
+    row.slack = packed.rounding * (cosine ? 4.0 : row.length * packed.largest * packed.size);
   }
   row.found = row.groups = 0;
+  row.best_distance[0] = std::numeric_limits<double>::infinity();
+  row.best_index[0] = std::numeric_limits<int64_t>::max();
   row.threshold = std::numeric_limits<float>::infinity();
-  row.hard = !(square < 1e300);  // NaN, infinity
+  row.hard = !(moments.square < 1e300);  // NaN, infinity
 }
 
 }  // namespace CPU_CAPABILITY
