@@ -1,9 +1,11 @@
 // Python module tilewise._C: build information, and registration with torch's dispatcher.
 #include <ATen/Version.h>
+#include <ATen/cpu/Utils.h>
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -27,6 +29,37 @@ Capability cpu_capability() {
 
 namespace {
 
+constexpr const char* kUnits[] = {"none", "pairs", "vnni", "amx"};
+
+IntegerUnit best_unit() {
+#if defined(__x86_64__)
+  if (cpu_capability() == Capability::DEFAULT) return IntegerUnit::NONE;
+  if (cpu_capability() == Capability::AVX2) return IntegerUnit::PAIRS;
+  if (!__builtin_cpu_supports("avx512vnni")) return IntegerUnit::PAIRS;
+  // init_amx asks the kernel for the use of the tile registers.
+  if (__builtin_cpu_supports("amx-int8") && at::cpu::init_amx()) return IntegerUnit::AMX;
+  return IntegerUnit::VNNI;
+#else
+  return IntegerUnit::NONE;
+#endif
+}
+
+}  // namespace
+
+IntegerUnit integer_unit() {
+  static const IntegerUnit chosen = [] {
+    IntegerUnit unit = best_unit();
+    const char* wanted = std::getenv("TILEWISE_INTEGER_UNIT");
+    for (int i = 0; wanted && i < static_cast<int>(unit); ++i) {
+      if (std::string(wanted) == kUnits[i]) unit = static_cast<IntegerUnit>(i);
+    }
+    return unit;
+  }();
+  return chosen;
+}
+
+namespace {
+
 const char* capability_name() {
   switch (cpu_capability()) {
     case Capability::AVX512:
@@ -43,6 +76,7 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = __VERSION__;
   info["cpu_capability"] = capability_name();
+  info["integer_unit"] = kUnits[static_cast<int>(integer_unit())];
   info["bfloat16_matmul"] = has_bfloat16_matmul();
   return info;
 }

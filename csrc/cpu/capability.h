@@ -15,6 +15,11 @@ enum class Capability { DEFAULT, AVX2, AVX512 };
 // What this process uses: torch's own choice, which ATEN_CPU_CAPABILITY can lower.
 Capability cpu_capability();
 
+// What multiplies small integers here: nothing, AVX2 or AVX-512 instructions for pairs of bytes,
+// AVX-512 VNNI, or AMX. TILEWISE_INTEGER_UNIT=none, pairs, vnni or amx can lower it.
+enum class IntegerUnit { NONE, PAIRS, VNNI, AMX };
+IntegerUnit integer_unit();
+
 }  // namespace tilewise
 
 // TILEWISE_DISPATCH(f): the function f of this machine's instruction set; _AS picks an overload.

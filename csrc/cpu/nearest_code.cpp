@@ -15,11 +15,6 @@ typedef int8_t Bytes16 __attribute__((vector_size(16)));
 
 #if defined(CPU_CAPABILITY_AVX512)
 
-bool has_vnni() {
-  static const bool has = __builtin_cpu_supports("avx512vnni");
-  return has;
-}
-
 // acc += the products of four unsigned bytes of a with four signed ones of b, in each lane. As an
 // intrinsic gcc 12 moves the accumulators through memory.
 TILEWISE_INLINE void multiply_quads(__m512i& acc, __m512i a, __m512i b) {
@@ -188,6 +183,93 @@ struct Pairs {
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 
+#if defined(CPU_CAPABILITY_AVX512)
+
+// Registers of tile instructions are named, not allocated: tiles 0 to 3 hold the sums of 16 rows
+// with 16 codes each, 4 and 5 a step of 64 elements of rows and codes, 6 and 7 the last, shorter
+// step.
+#define TILEWISE_LOAD_TILE(n, base, stride) \
+  __asm__ volatile("tileloadd (%0, %1, 1), %%tmm" #n ::"r"(base), "r"(stride) : "memory")
+#define TILEWISE_STORE_TILE(n, base) \
+  __asm__ volatile("tilestored %%tmm" #n ", (%0, %1, 1)" ::"r"(base), "r"(64L) : "memory")
+#define TILEWISE_MULTIPLY_TILES(sum, rows, codes) \
+  __asm__ volatile("tdpbusd %%tmm" #codes ", %%tmm" #rows ", %%tmm" #sum ::)
+
+// While it lives, this thread's tile registers have the shapes for rows of `depth` bytes.
+class TileShapes {
+ public:
+  explicit TileShapes(int64_t depth) {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shapes;
+    const auto shape = [&](int tile, int64_t rows, int64_t row_bytes) {
+      shapes.rows[tile] = static_cast<uint8_t>(rows);
+      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
+    };
+    for (int sum = 0; sum < 4; ++sum) shape(sum, 16, 64);
+    shape(4, 16, 64);
+    shape(5, 16, 64);
+    const int64_t rest = depth % 64 ? depth % 64 : 64;
+    shape(6, 16, rest);
+    shape(7, rest / 4, 64);
+    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+  }
+  ~TileShapes() { __asm__ volatile("tilerelease" ::); }
+};
+
+struct Amx {
+  static constexpr int kRows = 16;
+  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
+                   float unit, float* minima, int64_t stride) {
+    TILEWISE_LOAD_TILE(0, bias, 0L);
+    TILEWISE_LOAD_TILE(1, bias + 16, 0L);
+    TILEWISE_LOAD_TILE(2, bias + 32, 0L);
+    TILEWISE_LOAD_TILE(3, bias + 48, 0L);
+    int64_t k = 0;
+    for (; k + 64 <= depth; k += 64) {
+      const int8_t* b = quads + 64 * k;
+      TILEWISE_LOAD_TILE(4, q + k, depth);
+      TILEWISE_LOAD_TILE(5, b, 256L);
+      TILEWISE_MULTIPLY_TILES(0, 4, 5);
+      TILEWISE_LOAD_TILE(5, b + 64, 256L);
+      TILEWISE_MULTIPLY_TILES(1, 4, 5);
+      TILEWISE_LOAD_TILE(5, b + 128, 256L);
+      TILEWISE_MULTIPLY_TILES(2, 4, 5);
+      TILEWISE_LOAD_TILE(5, b + 192, 256L);
+      TILEWISE_MULTIPLY_TILES(3, 4, 5);
+    }
+    if (k < depth) {
+      const int8_t* b = quads + 64 * k;
+      TILEWISE_LOAD_TILE(6, q + k, depth);
+      TILEWISE_LOAD_TILE(7, b, 256L);
+      TILEWISE_MULTIPLY_TILES(0, 6, 7);
+      TILEWISE_LOAD_TILE(7, b + 64, 256L);
+      TILEWISE_MULTIPLY_TILES(1, 6, 7);
+      TILEWISE_LOAD_TILE(7, b + 128, 256L);
+      TILEWISE_MULTIPLY_TILES(2, 6, 7);
+      TILEWISE_LOAD_TILE(7, b + 192, 256L);
+      TILEWISE_MULTIPLY_TILES(3, 6, 7);
+    }
+    alignas(64) int32_t sums[4][kRows][16];
+    TILEWISE_STORE_TILE(0, sums[0]);
+    TILEWISE_STORE_TILE(1, sums[1]);
+    TILEWISE_STORE_TILE(2, sums[2]);
+    TILEWISE_STORE_TILE(3, sums[3]);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i low = _mm512_min_epi32(
+          _mm512_min_epi32(_mm512_load_si512(sums[0][r]), _mm512_load_si512(sums[1][r])),
+          _mm512_min_epi32(_mm512_load_si512(sums[2][r]), _mm512_load_si512(sums[3][r])));
+      const __m512 bound = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit));
+      _mm512_storeu_ps(minima + r * stride, bound);
+    }
+  }
+};
+
+#endif
+
 template <typename Kernel>
 void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
                  double row_scale, const int32_t* bias, const RowBlock& block) {
@@ -205,33 +287,32 @@ void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, cons
 
 }  // namespace
 
+int filter_limit() {
+  switch (integer_unit()) {
+    case IntegerUnit::NONE:
+      return kNoFilter;
+    case IntegerUnit::PAIRS:
+      return 63;
+    default:
+      return 127;
+  }
+}
+
+void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
+                    double row_scale, const int32_t* bias, const RowBlock& block) {
 #if defined(CPU_CAPABILITY_AVX512)
-
-int filter_limit() { return has_vnni() ? 127 : 63; }
-
-void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
-                    double row_scale, const int32_t* bias, const RowBlock& block) {
-  const auto filter = has_vnni() ? filter_with<Vnni> : filter_with<Pairs>;
-  filter(packed, first_panel, panels, rows, row_scale, bias, block);
-}
-
-#elif defined(CPU_CAPABILITY_AVX2)
-
-int filter_limit() { return 63; }
-
-void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
-                    double row_scale, const int32_t* bias, const RowBlock& block) {
-  filter_with<Pairs>(packed, first_panel, panels, rows, row_scale, bias, block);
-}
-
-#else
-
-int filter_limit() { return kNoFilter; }
-
-void filter_integer(const Packed&, int64_t, int64_t, const uint8_t*, double, const int32_t*,
-                    const RowBlock&) {}
-
+  if (integer_unit() == IntegerUnit::AMX) {
+    const TileShapes shapes(packed.depth);
+    return filter_with<Amx>(packed, first_panel, panels, rows, row_scale, bias, block);
+  }
+  if (integer_unit() == IntegerUnit::VNNI) {
+    return filter_with<Vnni>(packed, first_panel, panels, rows, row_scale, bias, block);
+  }
 #endif
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  filter_with<Pairs>(packed, first_panel, panels, rows, row_scale, bias, block);
+#endif
+}
 
 // Calls take(d, integers) with 16 quantised elements at a time.
 template <typename Take>
