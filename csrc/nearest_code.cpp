@@ -3,8 +3,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -31,6 +34,9 @@ constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at
 constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
 constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
 constexpr int64_t kFewRows = 8;          // not worth packing a codebook for
+constexpr int64_t kSliceRows = 256;      // of the float rung
+constexpr int64_t kDotPanels = 8;        // panels of one of its products
+constexpr int64_t kDepth = 128;          // elements that are summed at once: the longer, the looser
 constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
 
 Metric metric_of(c10::string_view name) {
@@ -85,7 +91,7 @@ struct Space {
         order(count),
         best_distance(count * problem.search.k),
         best_index(count * problem.search.k),
-        groups(rows_per_block + group_limit(problem.search) + 4 * kGroups),
+        groups(rows_per_block + group_limit(problem.search) + kChunkPanels * kGroups),
         stride(kGroups * (std::min(kChunkPanels, problem.packed.panels) + 1)),
         minima(rows_per_block * stride),
         padded_dim((problem.search.dim + 15) / 16 * 16) {
@@ -214,10 +220,97 @@ Rows search_integer(const Problem& problem, const Rows& rows) {
     Space space(problem, task_rows, kBlockRows);
     space.quads.resize(kBlockRows * problem.packed.depth + 12);
     space.bias.resize(kChunkPanels * kPanel);
+    int64_t seen = 0, failed = 0;
     for (int64_t first = begin * kBlockRows; first < std::min(n, end * kBlockRows);
          first += task_rows) {
       const int64_t count = std::min({task_rows, n - first, end * kBlockRows - first});
+      if (seen >= 2 * kBlockRows && failed > seen / 2) {  // it does not help on this data
+        hard.add({rows.begin() + first, rows.begin() + first + count});
+        continue;
+      }
       search_task(problem, space, rows.data() + first, count, limit);
+      const Rows left = finish_rows(problem, space.rows, count);
+      seen += count;
+      failed += left.size();
+      hard.add(left);
+    }
+  });
+  return hard.rows();
+}
+
+// The packed codes as they enter the float rung: (64 * panels, dim), in the panels' order.
+Tensor float_codes(const Problem& problem) {
+  const Search& search = problem.search;
+  const Packed& packed = problem.packed;
+  const int64_t slots = packed.panels * kPanel, padded = (search.dim + 15) / 16 * 16;
+  const Tensor codes = at::zeros({slots, padded}, at::kFloat);
+  auto* out = codes.mutable_data_ptr<float>();
+  at::parallel_for(0, packed.codes, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t j = packed.order[i];
+      const double norm = search.metric == Metric::Cosine ? search.norms[j] : 1.0;
+      const Transform how{norm > 0.0 ? 1.0 / norm : 1.0, packed.centre, true, packed.size};
+      TILEWISE_DISPATCH(transform)(search.codebook, j, search.dim, how, out + i * padded);
+    }
+  });
+  return codes.narrow(1, 0, search.dim);
+}
+
+// A slice of rows through the float rung.
+void search_slice(const Problem& problem, const Tensor& codes, Space& space, const int64_t* rows,
+                  int64_t count, const Tensor& dots) {
+  const Search& search = problem.search;
+  const Packed& packed = problem.packed;
+  std::vector<float> lengths(count);
+  for (int64_t i = 0; i < count; ++i) {
+    Row& row = space.rows[i];
+    row.index = rows[i];
+    float* a = space.a.data() + i * space.padded_dim;
+    TILEWISE_DISPATCH(prepare_row)(search, packed, row, a);
+    row.hard |= !(row.largest <= kLargestElement);
+    if (row.hard) std::fill(a, a + space.padded_dim, 0.0f);
+    lengths[i] = row.hard ? 0.0f : static_cast<float>(row.length * (1.0 + 0x1p-20));
+    space.order[i] = &row;
+  }
+  const Tensor a = at::from_blob(space.a.data(), {count, space.padded_dim}, at::kFloat);
+  const int64_t parts = (search.dim + kDepth - 1) / kDepth;
+  const float relative = (std::min(search.dim, kDepth) + parts + 16) * 0x1p-24f;
+  const RowBlock block{space.order.data(), count, space.minima.data(), space.stride};
+  for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
+    const int64_t panels = std::min(kChunkPanels, packed.panels - p);
+    for (int64_t q = 0; q < panels; q += kDotPanels) {
+      const int64_t width = std::min(kDotPanels, panels - q);
+      const Tensor part = codes.narrow(0, (p + q) * kPanel, width * kPanel).t();
+      Tensor out = dots.narrow(0, 0, count).narrow(1, 0, width * kPanel);
+      for (int64_t d = 0; d < search.dim; d += kDepth) {
+        const int64_t depth = std::min(kDepth, search.dim - d);
+        const Tensor left = a.narrow(1, d, depth), right = part.narrow(0, d, depth);
+        d == 0 ? at::mm_out(out, left, right) : at::addmm_out(out, out, left, right);
+      }
+      TILEWISE_DISPATCH(filter_float)(packed, p + q, width, out.const_data_ptr<float>(),
+                                      out.stride(0), lengths.data(), relative, block, q * kGroups);
+    }
+    TILEWISE_DISPATCH(resolve)(search, packed, p, panels, packed.codes, block,
+                               space.groups.data());
+  }
+}
+
+// The float rung: rows whose codes integers cannot tell apart.
+Rows search_float(const Problem& problem, const Rows& rows) {
+  const int64_t n = rows.size();
+  if (n < kFewRows || problem.search.dim == 0) return rows;
+  const Tensor codes = float_codes(problem);
+  const int64_t threads = at::get_num_threads();
+  const int64_t slice = std::min(kSliceRows, (n + threads - 1) / threads);
+  HardRows hard;
+  at::parallel_for(0, (n + slice - 1) / slice, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // not inherited by worker threads
+    const OneThread one_thread;
+    Space space(problem, slice, slice);
+    const Tensor dots = at::empty({slice, kDotPanels * kPanel}, at::kFloat);
+    for (int64_t i = begin * slice; i < std::min(n, end * slice); i += slice) {
+      const int64_t count = std::min(slice, n - i);
+      search_slice(problem, codes, space, rows.data() + i, count, dots);
       hard.add(finish_rows(problem, space.rows, count));
     }
   });
@@ -288,7 +381,7 @@ void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t
   // An infinite dot product can be the best one, and a filter knows finite scores only.
   const bool infinite = metric == Metric::Dot && has_infinite_codes(pack);
   if (problem.packed.codes < k || infinite) return search_exact(problem, rows);
-  search_exact(problem, search_integer(problem, rows));
+  search_exact(problem, search_float(problem, search_integer(problem, rows)));
 }
 
 Rows wanted_rows(const std::optional<Tensor>& mask, int64_t head, int64_t n) {

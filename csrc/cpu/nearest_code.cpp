@@ -301,11 +301,12 @@ int filter_limit() {
 void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,
                     double row_scale, const int32_t* bias, const RowBlock& block) {
 #if defined(CPU_CAPABILITY_AVX512)
-  if (integer_unit() == IntegerUnit::AMX) {
+  // Short rows do not pay for the way through the tiles.
+  if (integer_unit() == IntegerUnit::AMX && packed.depth >= 48) {
     const TileShapes shapes(packed.depth);
     return filter_with<Amx>(packed, first_panel, panels, rows, row_scale, bias, block);
   }
-  if (integer_unit() == IntegerUnit::VNNI) {
+  if (integer_unit() >= IntegerUnit::VNNI) {
     return filter_with<Vnni>(packed, first_panel, panels, rows, row_scale, bias, block);
   }
 #endif
