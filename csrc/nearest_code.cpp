@@ -78,7 +78,8 @@ struct Space {
   std::vector<Row> rows;
   std::vector<Row*> order;
   std::vector<double> best_distance;
-  std::vector<int64_t> best_index, groups;
+  std::vector<int64_t> best_index;
+  std::vector<Candidate> candidates;
   std::vector<float> a;  // (count, padded_dim)
   int64_t stride;  // of minima: not a power of two, whose rows would fall on the same cache lines
   std::vector<float> minima;
@@ -91,7 +92,7 @@ struct Space {
         order(count),
         best_distance(count * problem.search.k),
         best_index(count * problem.search.k),
-        groups(rows_per_block + group_limit(problem.search) + kChunkPanels * kGroups),
+        candidates(rows_per_block + 2 * kGroups * kChunkPanels),
         stride(kGroups * (std::min(kChunkPanels, problem.packed.panels) + 1)),
         minima(rows_per_block * stride),
         padded_dim((problem.search.dim + 15) / 16 * 16) {
@@ -176,7 +177,7 @@ void search_block(const Problem& problem, Space& space, Row** rows, int64_t coun
     TILEWISE_DISPATCH(filter_integer)(packed, p, panels, space.quads.data(), scale,
                                       space.bias.data(), block);
     TILEWISE_DISPATCH(resolve)(search, packed, p, panels, group_limit(search), block,
-                               space.groups.data());
+                               space.candidates.data());
   }
 }
 
@@ -291,7 +292,7 @@ void search_slice(const Problem& problem, const Tensor& codes, Space& space, con
                                       out.stride(0), lengths.data(), relative, block, q * kGroups);
     }
     TILEWISE_DISPATCH(resolve)(search, packed, p, panels, packed.codes, block,
-                               space.groups.data());
+                               space.candidates.data());
   }
 }
 

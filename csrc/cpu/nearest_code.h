@@ -79,6 +79,11 @@ struct RowBlock {
   int64_t stride;
 };
 
+// A group that a row must be compared with.
+struct Candidate {
+  int32_t row, group;
+};
+
 // A row or code as the filters see it: (v * pre - centre) * post.
 struct Transform {
   double pre;
@@ -127,9 +132,9 @@ struct Parts {
                     int64_t dots_stride, const float* lengths, float relative,                   \
                     const RowBlock& block, int64_t first_group);                                    \
   /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.     \
-     groups: scratch for kBlockRows + group_limit + 4 * kGroups. */                              \
+     candidates: scratch for as many as there are rows, and twice the groups of `panels`. */     \
   void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,  \
-               int64_t group_limit, const RowBlock& block, int64_t* groups);                     \
+               int64_t group_limit, const RowBlock& block, Candidate* candidates);               \
   void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);       \
   void insert(int64_t k, double distance, int64_t index, Row& row);                              \
   }

@@ -221,34 +221,86 @@ int64_t smallest_group(const float* bounds, int64_t count) {
 }
 
 // Appends the groups of bounds[begin..end) that are at most `limit`.
-TILEWISE_INLINE int64_t* append_groups(const float* bounds, int64_t begin, int64_t end,
-                                       float limit, int64_t* groups) {
+TILEWISE_INLINE Candidate* append_groups(const float* bounds, int64_t begin, int64_t end,
+                                         float limit, int32_t row, Candidate* candidates) {
   for (int64_t g = begin; g < end; g += kGroups) {
     for (uint32_t bits = at_most(bounds + g, limit); bits; bits &= bits - 1) {
-      *groups++ = g + __builtin_ctz(bits);
+      *candidates++ = {row, static_cast<int32_t>(g) + __builtin_ctz(bits)};
     }
   }
-  return groups;
+  return candidates;
 }
 
-// All groups whose bound is at most `limit`; stops beyond `most`. Returns how many.
-int64_t find_groups(const float* bounds, int64_t count, float limit, int64_t most,
-                    int64_t* groups) {
+// All groups whose bound is at most `limit`; stops beyond `most`. Returns their end.
+Candidate* find_groups(const float* bounds, int64_t count, float limit, int64_t most, int32_t row,
+                       Candidate* candidates) {
   constexpr int64_t kStep = 4 * kGroups;
-  int64_t* end = groups;
+  Candidate* end = candidates;
   int64_t g = 0;
-  for (; g + kStep <= count && end - groups <= most; g += kStep) {
+  for (; g + kStep <= count && end - candidates <= most; g += kStep) {
     Floats low = load_as<Floats>(bounds + g);
     for (int i = 1; i < 4; ++i) low = lower(low, load_as<Floats>(bounds + g + i * kGroups));
     float values[kGroups];
     store_as(values, low);
-    if (at_most(values, limit)) end = append_groups(bounds, g, g + kStep, limit, end);
+    if (at_most(values, limit)) end = append_groups(bounds, g, g + kStep, limit, row, end);
   }
-  if (end - groups <= most) end = append_groups(bounds, g, count, limit, end);
-  return end - groups;
+  if (end - candidates <= most) end = append_groups(bounds, g, count, limit, row, end);
+  return end;
+}
+
+// Some exact distances for each row, which give it its threshold. The codes are on their way to
+// the cache for `ahead` rows before they are needed.
+void compare_smallest(const Search& search, const Packed& packed, int64_t first, int64_t count,
+                      int64_t ahead, const RowBlock& block, Candidate* smallest) {
+  for (int64_t i = 0; i < block.count + ahead; ++i) {
+    if (i < block.count && !block.rows[i]->hard && block.rows[i]->found < search.k) {
+      smallest[i].group = static_cast<int32_t>(smallest_group(block.minima + i * block.stride, count));
+      if (smallest[i].group >= 0) prefetch_group(search, packed, first + smallest[i].group);
+    }
+    if (i < ahead) continue;
+    Row& row = *block.rows[i - ahead];
+    float* bounds = block.minima + (i - ahead) * block.stride;
+    if (row.hard || row.found == search.k) continue;
+    for (int64_t g = smallest[i - ahead].group; g >= 0; g = smallest_group(bounds, count)) {
+      compare_group(search, packed, first + g, row);
+      bounds[g] = std::numeric_limits<float>::infinity();
+      if (row.found == search.k || row.hard) break;
+    }
+  }
 }
 
 }  // namespace
+
+void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,
+             int64_t group_limit, const RowBlock& block, Candidate* candidates) {
+  const int64_t first = first_panel * kGroups, count = panels * kGroups;
+  // As many groups as take a quarter of a MiB.
+  int64_t ahead = (1 << 16) / (4 * search.dim + 1) + 1;
+  ahead = ahead < block.count ? ahead : block.count;
+  compare_smallest(search, packed, first, count, ahead, block, candidates);
+  // What the thresholds leave is compared as well, which may lower them further.
+  Candidate* end = candidates;
+  for (int64_t i = 0; i < block.count; ++i) {
+    Row& row = *block.rows[i];
+    if (!row.hard) {
+      const int64_t most = group_limit - row.groups;
+      Candidate* const own = end;
+      end = find_groups(block.minima + i * block.stride, count, row.threshold, most,
+                        static_cast<int32_t>(i), own);
+      row.hard = end - own > most;
+      if (row.hard) end = own;
+      for (Candidate* c = own; c < end; ++c) prefetch_group(search, packed, first + c->group);
+    }
+    if (end - candidates < ahead && i + 1 < block.count) continue;
+    for (const Candidate* c = candidates; c < end; ++c) {
+      Row& its = *block.rows[c->row];
+      // The threshold may have been lowered since.
+      const bool out = block.minima[c->row * block.stride + c->group] > its.threshold;
+      if (!out && !its.hard) compare_group(search, packed, first + c->group, its);
+    }
+    end = candidates;
+  }
+}
 
 double exact_norm(const Matrix& matrix, int64_t row, int64_t dim) {
   return matrix.is_double ? lane_norm(row_of<double>(matrix, row), dim)
@@ -270,43 +322,6 @@ void insert(int64_t k, double distance, int64_t index, Row& row) {
   }
   row.best_distance[at] = distance;
   row.best_index[at] = index;
-}
-
-void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,
-             int64_t group_limit, const RowBlock& block, int64_t* groups) {
-  constexpr int64_t kAhead = 8;  // rows between the fetching and the use of codes
-  const int64_t first = first_panel * kGroups, count = panels * kGroups;
-  // Some exact distances give each row its threshold.
-  for (int64_t i = 0; i < block.count + kAhead; ++i) {
-    if (i < block.count && !block.rows[i]->hard && block.rows[i]->found < search.k) {
-      groups[i] = smallest_group(block.minima + i * block.stride, count);
-      if (groups[i] >= 0) prefetch_group(search, packed, first + groups[i]);
-    }
-    if (i < kAhead) continue;
-    Row& row = *block.rows[i - kAhead];
-    float* bounds = block.minima + (i - kAhead) * block.stride;
-    if (row.hard || row.found == search.k) continue;
-    for (int64_t g = groups[i - kAhead]; g >= 0; g = smallest_group(bounds, count)) {
-      compare_group(search, packed, first + g, row);
-      bounds[g] = std::numeric_limits<float>::infinity();
-      if (row.found == search.k || row.hard) break;
-    }
-  }
-  // What it leaves is compared as well, which may lower it further.
-  for (int64_t i = 0; i < block.count; ++i) {
-    Row& row = *block.rows[i];
-    const float* bounds = block.minima + i * block.stride;
-    if (row.hard) continue;
-    const int64_t most = group_limit - row.groups;
-    const int64_t left = find_groups(bounds, count, row.threshold, most, groups);
-    row.hard = left > most;
-    if (row.hard) continue;
-    for (int64_t j = 0; j < left; ++j) prefetch_group(search, packed, first + groups[j]);
-    for (int64_t j = 0; j < left && !row.hard; ++j) {
-      if (bounds[groups[j]] > row.threshold) continue;  // it has been lowered since
-      compare_group(search, packed, first + groups[j], row);
-    }
-  }
 }
 
 void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row) {
