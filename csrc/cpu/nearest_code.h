@@ -88,12 +88,13 @@ struct Candidate {
 struct Transform {
   double pre;
   const double* centre;  // (dim), zeros up to a multiple of 8
-  bool subtract;         // the centre; without it, it only serves `Moments::dot`
+  bool subtract;         // the centre
   double post;
 };
 
 struct Moments {
-  double square, dot, largest;  // of the transformed vector: its square, with the centre, max |v|
+  // Of the transformed vector: <v, v>; <v, centre>, if that is not subtracted; max |v_d|.
+  double square, dot, largest;
 };
 
 // Norms of the two parts of a quantised vector v = scale * q + r, rounded up.
@@ -111,7 +112,7 @@ struct Parts {
   /* sums (dim) += the row times `factor`. */                                                    \
   void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);     \
   /* out (dim, up to a multiple of 16): rounded to float. */                                     \
-  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& transform,  \
+  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,        \
                     float* out);                                                                 \
   /* Fills `row` (but for its index and lists) and a. */                                         \
   void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);              \

@@ -344,29 +344,47 @@ void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, doub
   matrix.is_double ? add(row_of<double>(matrix, row)) : add(row_of<float>(matrix, row));
 }
 
+namespace {
+
+typedef int64_t Longs __attribute__((vector_size(64)));
+
+template <bool scale, bool subtract, typename T>
+Moments transform(const T* v, int64_t dim, const Transform& how, float* out) {
+  Lanes squares = {}, dots = {};
+  Longs largest = {};
+  const auto take = [&](Lanes x, int64_t d) __attribute__((always_inline)) {
+    if (scale) x = x * how.pre;
+    const Lanes centre = load(how.centre + d);
+    if (subtract) x -= centre;
+    x = x * how.post;
+    squares += x * x;
+    if (!subtract) dots += x * centre;
+    // Absolute values order as integers do, for which there is a maximum without a NaN's rules.
+    const Longs size = (Longs)x & std::numeric_limits<int64_t>::max();
+    largest = size > largest ? size : largest;
+    store_as(out + d, __builtin_convertvector(x, HalfFloats));
+  };
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8) take(load(v + d), d);
+  if (d < dim) take(load_first(v + d, dim - d), d);
+  for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
+  return {tree(squares), tree(dots), fold((Lanes)largest, Largest())};
+}
+
+}  // namespace
+
 // Sums here are not those of the contract: their rounding is in `slack`.
-Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& transform,
+Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,
                   float* out) {
-  Lanes squares = {}, dots = {}, largest = {};
-  const auto take = [&](Lanes v, int64_t d) {
-    const Lanes centre = load(transform.centre + d);
-    v = v * transform.pre;
-    if (transform.subtract) v -= centre;
-    v = v * transform.post;
-    squares += v * v;
-    dots += v * centre;
-    largest = v > largest ? v : largest;
-    largest = -v > largest ? -v : largest;
-    store_as(out + d, __builtin_convertvector(v, HalfFloats));
-  };
   const auto run = [&](const auto* v) {
-    int64_t d = 0;
-    for (; d + 8 <= dim; d += 8) take(load(v + d), d);
-    if (d < dim) take(load_first(v + d, dim - d), d);
-    for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
+    if (how.subtract) {
+      return how.pre == 1.0 ? transform<false, true>(v, dim, how, out)
+                            : transform<true, true>(v, dim, how, out);
+    }
+    return how.pre == 1.0 ? transform<false, false>(v, dim, how, out)
+                          : transform<true, false>(v, dim, how, out);
   };
-  matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
-  return {tree(squares), tree(dots), fold(largest, Largest())};
+  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
 }
 
 void prepare_row(const Search& search, const Packed& packed, Row& row, float* a) {
