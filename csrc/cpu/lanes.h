@@ -1,5 +1,5 @@
-// Vectors of 64 bytes in the compiler's own notation, which every instruction set can compute:
-// for code whose bits must not depend on it. at::vec's vectors are as long as the machine's.
+// Vectors of 64 bytes, whatever the machine's are: for code whose bits must not depend on it. Each
+// is made of the compiler's own vectors, of the length that the instruction set has.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +10,136 @@
 namespace tilewise {
 namespace CPU_CAPABILITY {
 
-typedef double Lanes __attribute__((vector_size(64)));
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef float HalfFloats __attribute__((vector_size(32)));
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kVectorBytes = 64;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
 
-template <typename V, typename T>
-TILEWISE_INLINE V load_as(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+#define TILEWISE_EACH _Pragma("GCC unroll 4") for (int i = 0; i < parts; ++i)
+
+template <typename T>
+struct Wide {
+  static constexpr int parts = 64 / kVectorBytes;
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  Vector v[parts];
+
+  TILEWISE_INLINE static Wide all(T x) {
+    Wide out;
+    TILEWISE_EACH out.v[i] = Vector{} + x;
+    return out;
+  }
+  TILEWISE_INLINE static Wide load(const T* p) {
+    Wide out;
+    std::memcpy(&out, p, sizeof out);
+    return out;
+  }
+  TILEWISE_INLINE void store(T* p) const { std::memcpy(p, this, sizeof *this); }
+  template <typename U>
+  TILEWISE_INLINE U as() const {  // the same bits
+    U out;
+    std::memcpy(&out, this, sizeof out);
+    return out;
+  }
+};
+
+#define TILEWISE_OPERATOR(op)                                        \
+  template <typename T>                                              \
+  TILEWISE_INLINE Wide<T> operator op(const Wide<T>& a, const Wide<T>& b) { \
+    constexpr int parts = Wide<T>::parts;                            \
+    Wide<T> out;                                                     \
+    TILEWISE_EACH out.v[i] = a.v[i] op b.v[i];                       \
+    return out;                                                      \
+  }
+TILEWISE_OPERATOR(+)
+TILEWISE_OPERATOR(-)
+TILEWISE_OPERATOR(*)
+TILEWISE_OPERATOR(&)
+TILEWISE_OPERATOR(|)
+#undef TILEWISE_OPERATOR
+
+template <typename T>
+TILEWISE_INLINE Wide<T> lower(const Wide<T>& a, const Wide<T>& b) {
+  constexpr int parts = Wide<T>::parts;
+  Wide<T> out;
+  TILEWISE_EACH out.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return out;
 }
 
-template <typename V, typename T>
-TILEWISE_INLINE void store_as(T* p, V v) {
-  std::memcpy(p, &v, sizeof v);
+#if defined(CPU_CAPABILITY_AVX512)
+// gcc makes a chain of a comparison and a masked load of it.
+TILEWISE_INLINE Wide<float> lower(const Wide<float>& a, const Wide<float>& b) {
+  Wide<float> out;
+  out.v[0] = (Wide<float>::Vector)_mm512_min_ps((__m512)a.v[0], (__m512)b.v[0]);
+  return out;
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+TILEWISE_INLINE Wide<float> lower(const Wide<float>& a, const Wide<float>& b) {
+  Wide<float> out;
+  for (int i = 0; i < 2; ++i) {
+    out.v[i] = (Wide<float>::Vector)_mm256_min_ps((__m256)a.v[i], (__m256)b.v[i]);
+  }
+  return out;
+}
+#endif
+
+template <typename T>
+TILEWISE_INLINE Wide<T> higher(const Wide<T>& a, const Wide<T>& b) {
+  constexpr int parts = Wide<T>::parts;
+  Wide<T> out;
+  TILEWISE_EACH out.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return out;
+}
+
+// Lane by lane: a < b ? x : y.
+template <typename T, typename U>
+TILEWISE_INLINE Wide<U> if_less(const Wide<T>& a, const Wide<T>& b, const Wide<U>& x,
+                                const Wide<U>& y) {
+  constexpr int parts = Wide<T>::parts;
+  Wide<U> out;
+  TILEWISE_EACH out.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i];
+  return out;
+}
+
+// Of elements of the same size; a float loses its fraction.
+template <typename U, typename T>
+TILEWISE_INLINE Wide<U> convert(const Wide<T>& a) {
+  constexpr int parts = Wide<T>::parts;
+  Wide<U> out;
+  TILEWISE_EACH out.v[i] = __builtin_convertvector(a.v[i], typename Wide<U>::Vector);
+  return out;
+}
+
+// Eight floats as doubles.
+TILEWISE_INLINE Wide<double> widen(const float* p) {
+  Wide<double> out;
+#if defined(CPU_CAPABILITY_AVX512)
+  out.v[0] = (Wide<double>::Vector)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // gcc 12 makes four of it
+#else
+  constexpr int parts = Wide<double>::parts;
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  TILEWISE_EACH {
+    Half half;
+    std::memcpy(&half, p + i * 8 / parts, sizeof half);
+    out.v[i] = __builtin_convertvector(half, Wide<double>::Vector);
+  }
+#endif
+  return out;
+}
+
+TILEWISE_INLINE void narrow(const Wide<double>& a, float* p) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)a.v[0]));
+#else
+  constexpr int parts = Wide<double>::parts;
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  TILEWISE_EACH {
+    const Half half = __builtin_convertvector(a.v[i], Half);
+    std::memcpy(p + i * 8 / parts, &half, sizeof half);
+  }
+#endif
 }
 
 template <int... lanes, typename V>
@@ -32,42 +147,60 @@ TILEWISE_INLINE auto pick(V v) {
   return __builtin_shufflevector(v, v, lanes...);
 }
 
-// Lane i with lane i + n/2, and so on, down to one.
+// Lane i with lane i + n / 2, and so on, down to one.
 template <typename V, typename Op>
-TILEWISE_INLINE auto fold(V v, const Op& op) {
+TILEWISE_INLINE auto fold_vector(V v, const Op& op) {
   constexpr int n = sizeof(V) / sizeof(v[0]);
   if constexpr (n == 16) {
-    return fold(op(pick<0, 1, 2, 3, 4, 5, 6, 7>(v), pick<8, 9, 10, 11, 12, 13, 14, 15>(v)), op);
+    return fold_vector(op(pick<0, 1, 2, 3, 4, 5, 6, 7>(v), pick<8, 9, 10, 11, 12, 13, 14, 15>(v)),
+                       op);
   } else if constexpr (n == 8) {
-    return fold(op(pick<0, 1, 2, 3>(v), pick<4, 5, 6, 7>(v)), op);
+    return fold_vector(op(pick<0, 1, 2, 3>(v), pick<4, 5, 6, 7>(v)), op);
   } else if constexpr (n == 4) {
-    return fold(op(pick<0, 1>(v), pick<2, 3>(v)), op);
+    return fold_vector(op(pick<0, 1>(v), pick<2, 3>(v)), op);
   } else {
     static_assert(n == 2);
     return op(v[0], v[1]);
   }
 }
 
+template <typename T, typename Op>
+TILEWISE_INLINE T fold(const Wide<T>& a, const Op& op) {
+  constexpr int parts = Wide<T>::parts;
+  if constexpr (parts == 1) {
+    return fold_vector(a.v[0], op);
+  } else if constexpr (parts == 2) {
+    return fold_vector(op(a.v[0], a.v[1]), op);
+  } else {
+    return fold_vector(op(op(a.v[0], a.v[2]), op(a.v[1], a.v[3])), op);
+  }
+}
+
 struct Add {
   template <typename V>
-  V operator()(V a, V b) const {
+  TILEWISE_INLINE V operator()(V a, V b) const {
     return a + b;
   }
 };
 
 struct Largest {
   template <typename V>
-  V operator()(V a, V b) const {
+  TILEWISE_INLINE V operator()(V a, V b) const {
     return a > b ? a : b;
   }
 };
 
 struct Smallest {
   template <typename V>
-  V operator()(V a, V b) const {
+  TILEWISE_INLINE V operator()(V a, V b) const {
     return a < b ? a : b;
   }
 };
+
+using Lanes = Wide<double>;
+using Longs = Wide<int64_t>;
+using Floats = Wide<float>;
+using Ints = Wide<int32_t>;
 
 }  // namespace CPU_CAPABILITY
 }  // namespace tilewise

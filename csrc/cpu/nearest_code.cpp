@@ -11,8 +11,6 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-typedef int8_t Bytes16 __attribute__((vector_size(16)));
-
 #if defined(CPU_CAPABILITY_AVX512)
 
 // acc += the products of four unsigned bytes of a with four signed ones of b, in each lane. As an
@@ -285,6 +283,55 @@ void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, cons
 
 #endif
 
+// Calls take(d, integers) with 16 quantised elements at a time.
+template <typename Take>
+TILEWISE_INLINE Parts quantize(const float* v, int64_t depth, double scale, int limit,
+                               const Take& take) {
+  const Floats unit = Floats::all(static_cast<float>(scale));
+  const Floats inverse = Floats::all(static_cast<float>(1.0 / scale));
+  const Floats high = Floats::all(static_cast<float>(limit)), low = Floats::all(0.0f) - high;
+  const Floats magic = Floats::all(0x1.8p23f);
+  Floats lengths = Floats::all(0.0f), residuals = lengths;
+  Ints sums = Ints::all(0);
+  for (int64_t d = 0; d < depth; d += 16) {
+    const Floats value = Floats::load(v + d);
+    const Floats q = higher(lower(value * inverse, high), low);
+    const Floats shifted = q + magic;  // an integer, in the low bits
+    const Floats part = (shifted - magic) * unit;
+    const Floats rest = value - part;
+    lengths = lengths + part * part;
+    residuals = residuals + rest * rest;
+    const Ints integers = shifted.as<Ints>() - magic.as<Ints>();
+    sums = sums + integers;
+    take(d, integers);
+  }
+  // Up, by the rounding of v to float and of these lines.
+  const double rounding = (depth + 32) * 0x1p-23;
+  const double length = std::sqrt(fold(lengths, Add())) * (1.0 + rounding);
+  const double residual = std::sqrt(fold(residuals, Add())) * (1.0 + rounding);
+  return {length, residual + (length + residual) * 0x1p-21 + 0x1p-120, fold(sums, Add())};
+}
+
+// The low bytes of 16 integers.
+TILEWISE_INLINE void store_bytes(const Ints& integers, void* out) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)integers.v[0]);
+  std::memcpy(out, &bytes, sizeof bytes);
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256i mask = _mm256_set1_epi32(255);
+  const __m256i words = _mm256_packus_epi32((__m256i)integers.v[0] & mask,
+                                            (__m256i)integers.v[1] & mask);
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(ordered),
+                                         _mm256_extracti128_si256(ordered, 1));
+  std::memcpy(out, &bytes, sizeof bytes);
+#else
+  int32_t words[16];
+  integers.store(words);
+  for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(out)[i] = static_cast<uint8_t>(words[i]);
+#endif
+}
+
 }  // namespace
 
 int filter_limit() {
@@ -315,47 +362,17 @@ void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, c
 #endif
 }
 
-// Calls take(d, integers) with 16 quantised elements at a time.
-template <typename Take>
-TILEWISE_INLINE Parts quantize(const float* v, int64_t depth, double scale, int limit,
-                               const Take& take) {
-  const Floats unit = Floats{} + static_cast<float>(scale);
-  const Floats inverse = Floats{} + static_cast<float>(1.0 / scale);
-  const Floats high = Floats{} + static_cast<float>(limit), magic = Floats{} + 0x1.8p23f;
-  Floats lengths = {}, residuals = {};
-  Ints sums = {};
-  for (int64_t d = 0; d < depth; d += 16) {
-    const Floats value = load_as<Floats>(v + d);
-    Floats q = value * inverse;
-    q = q > high ? high : q;
-    q = q < -high ? -high : q;
-    const Floats shifted = q + magic;  // an integer, in the low bits
-    const Floats part = (shifted - magic) * unit;
-    const Floats rest = value - part;
-    lengths += part * part;
-    residuals += rest * rest;
-    const Ints integers = (Ints)shifted - (Ints)magic;
-    sums += integers;
-    take(d, integers);
-  }
-  // Up, by the rounding of v to float and of these lines.
-  const double rounding = (depth + 32) * 0x1p-23;
-  const double length = std::sqrt(fold(lengths, Add())) * (1.0 + rounding);
-  const double residual = std::sqrt(fold(residuals, Add())) * (1.0 + rounding);
-  return {length, residual + (length + residual) * 0x1p-21 + 0x1p-120,
-          fold(sums, Add())};
-}
-
 Parts quantize_row(const float* v, int64_t depth, double scale, int limit, uint8_t* q) {
-  return quantize(v, depth, scale, limit, [&](int64_t d, Ints integers) {
-    store_as(q + d, __builtin_convertvector(integers + (limit + 1), Bytes16));
+  const Ints offset = Ints::all(limit + 1);
+  return quantize(v, depth, scale, limit, [&](int64_t d, const Ints& integers) {
+    store_bytes(integers + offset, q + d);
   });
 }
 
 Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8_t* quads) {
-  return quantize(v, depth, scale, limit, [&](int64_t d, Ints integers) {
+  return quantize(v, depth, scale, limit, [&](int64_t d, const Ints& integers) {
     int8_t bytes[16];
-    store_as(bytes, __builtin_convertvector(-integers, Bytes16));
+    store_bytes(Ints::all(0) - integers, bytes);
     for (int64_t i = 0; i < 16 && d + i < depth; i += 4) {
       std::memcpy(quads + (d + i) * kPanel, bytes + i, 4);
     }
@@ -364,48 +381,46 @@ Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8
 
 bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,
                   const Parts& parts, int limit, int32_t* bias) {
-  const float length = static_cast<float>(parts.length * (1.0 + 0x1p-20));
-  const float residual = static_cast<float>(parts.residual * (1.0 + 0x1p-20));
-  const float highest = 0x1p30f;
-  Ints low = {};
+  const Floats length = Floats::all(static_cast<float>(parts.length * (1.0 + 0x1p-20)));
+  const Floats residual = Floats::all(static_cast<float>(parts.residual * (1.0 + 0x1p-20)));
+  const Floats highest = Floats::all(0x1p30f), lowest = Floats::all(-0x1p30f);
+  const Floats rounding = Floats::all(0x1p-21f), two = Floats::all(2.0f);
+  const Ints offset = Ints::all(limit + 1), none = Ints::all(0), one = Ints::all(1);
+  Ints valid = one;
   for (int64_t p = 0; p < panels; ++p) {
-    const float inverse =
-        static_cast<float>(1.0 / (row_scale * packed.scales[first_panel + p]));
+    const Floats inverse =
+        Floats::all(static_cast<float>(1.0 / (row_scale * packed.scales[first_panel + p])));
     for (int64_t j = p * kPanel; j < (p + 1) * kPanel; j += 16) {
       const int64_t at = first_panel * kPanel + j;
-      const Floats square = load_as<Floats>(packed.bias + at);
-      const Floats margin = load_as<Floats>(packed.residual + at) * length +
-                            load_as<Floats>(packed.length + at) * residual;
+      const Floats square = Floats::load(packed.bias + at);
+      const Floats margin = Floats::load(packed.residual + at) * length +
+                            Floats::load(packed.length + at) * residual;
       // Rounded down: less the rounding of this line and of the conversion.
-      Floats bound = (square - margin - (square + margin) * 0x1p-21f) * inverse - 2.0f;
-      bound = bound < highest ? bound : Floats{} + highest;  // also where it is infinite
-      low |= (Ints)(bound < -highest) | (Ints)(bound != bound);
-      store_as(bias + j, __builtin_convertvector(bound, Ints) +
-                          load_as<Ints>(packed.sums + at) * (limit + 1));
+      Floats bound = (square - margin - (square + margin) * rounding) * inverse - two;
+      valid = valid & if_less(lowest, bound, one, none);  // NaN is not
+      bound = if_less(bound, highest, bound, highest);    // also where it is infinite
+      (convert<int32_t>(bound) + Ints::load(packed.sums + at) * offset).store(bias + j);
     }
   }
-  for (int l = 0; l < 16; ++l) {
-    if (low[l]) return false;
-  }
-  return true;
+  return fold(valid, Smallest()) == 1;
 }
 
 void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, const float* dots,
                   int64_t dots_stride, const float* lengths, float relative, const RowBlock& block,
                   int64_t first_group) {
-  const float tiny = (packed.depth + 8) * 0x1p-126f;  // products that underflow
+  const Floats tiny = Floats::all((packed.depth + 8) * 0x1p-126f);  // products that underflow
+  const Floats down = Floats::all(1.0f - 0x1p-21f);
   for (int64_t i = 0; i < block.count; ++i) {
-    const Floats factor = Floats{} + lengths[i] * relative;
+    const Floats factor = Floats::all(lengths[i] * relative);
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = (first_panel + p) * kPanel;
-      Floats low = Floats{} + std::numeric_limits<float>::infinity();
+      Floats low = Floats::all(std::numeric_limits<float>::infinity());
       for (int64_t j = 0; j < kPanel; j += 16) {
-        const Floats margin = load_as<Floats>(packed.length + at + j) * factor + tiny;
-        const Floats bound = load_as<Floats>(packed.bias + at + j) * (1.0f - 0x1p-21f) -
-                             load_as<Floats>(dots + i * dots_stride + p * kPanel + j) - margin;
-        low = bound < low ? bound : low;
+        const Floats margin = Floats::load(packed.length + at + j) * factor + tiny;
+        const Floats dot = Floats::load(dots + i * dots_stride + p * kPanel + j);
+        low = lower(Floats::load(packed.bias + at + j) * down - dot - margin, low);
       }
-      store_as(block.minima + i * block.stride + first_group + p * kGroups, low);
+      low.store(block.minima + i * block.stride + first_group + p * kGroups);
     }
   }
 }

@@ -12,15 +12,8 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-TILEWISE_INLINE Lanes load(const double* p) { return load_as<Lanes>(p); }
-
-TILEWISE_INLINE Lanes load(const float* p) {
-#if defined(CPU_CAPABILITY_AVX512)
-  return (Lanes)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // gcc 12 converts in two halves
-#else
-  return __builtin_convertvector(load_as<HalfFloats>(p), Lanes);
-#endif
-}
+TILEWISE_INLINE Lanes load(const double* p) { return Lanes::load(p); }
+TILEWISE_INLINE Lanes load(const float* p) { return widen(p); }
 
 template <typename T>
 TILEWISE_INLINE Lanes load_first(const T* p, int64_t count) {
@@ -39,12 +32,12 @@ const T* row_of(const Matrix& matrix, int64_t row) {
 
 template <typename T>
 double lane_norm(const T* v, int64_t dim) {
-  Lanes sum = {};
+  Lanes sum = Lanes::all(0.0);
   int64_t d = 0;
-  for (; d + 8 <= dim; d += 8) sum += load(v + d) * load(v + d);
+  for (; d + 8 <= dim; d += 8) sum = sum + load(v + d) * load(v + d);
   if (d < dim) {
     const Lanes rest = load_first(v + d, dim - d);
-    sum += rest * rest;
+    sum = sum + rest * rest;
   }
   return std::sqrt(tree(sum));
 }
@@ -53,17 +46,17 @@ double lane_norm(const T* v, int64_t dim) {
 template <typename X, typename T, typename Term>
 TILEWISE_INLINE void sum_four(const X* x, const T* const (&codes)[4], int64_t dim,
                               const Term& term, double (&out)[4]) {
-  Lanes sums[4] = {};
+  Lanes sums[4] = {Lanes::all(0.0), Lanes::all(0.0), Lanes::all(0.0), Lanes::all(0.0)};
   int64_t d = 0;
   for (; d + 8 <= dim; d += 8) {
     const Lanes v = load(x + d);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[i] += term(v, load(codes[i] + d));
+    for (int i = 0; i < 4; ++i) sums[i] = sums[i] + term(v, load(codes[i] + d));
   }
   if (d < dim) {
     const Lanes v = load_first(x + d, dim - d);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[i] += term(v, load_first(codes[i] + d, dim - d));
+    for (int i = 0; i < 4; ++i) sums[i] = sums[i] + term(v, load_first(codes[i] + d, dim - d));
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) out[i] = tree(sums[i]);
@@ -167,14 +160,6 @@ TILEWISE_INLINE uint32_t at_most(const float* bounds, float limit) {
 #endif
 }
 
-TILEWISE_INLINE Floats lower(Floats a, Floats b) {
-#if defined(CPU_CAPABILITY_AVX512)
-  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
-#else
-  return a < b ? a : b;
-#endif
-}
-
 // Fetches the codes of a group: they lie anywhere in a codebook that is larger than the cache.
 void prefetch_group(const Search& search, const Packed& packed, int64_t group) {
   const int64_t* order = packed.order + group / kGroups * kPanel + group % kGroups;
@@ -192,32 +177,33 @@ struct Low {
   Floats value;
   Ints where;
 
-  TILEWISE_INLINE void take(const float* bounds, int64_t g) {
-    const Floats next = load_as<Floats>(bounds + g);
-    const Ints less = next < value;
-    where = less ? Ints{} + static_cast<int32_t>(g) : where;
+  TILEWISE_INLINE void take(const Floats& next, const Ints& place) {
+    where = if_less(next, value, place, where);
     value = lower(next, value);
+  }
+  TILEWISE_INLINE void take(const float* bounds, int64_t g) {
+    take(Floats::load(bounds + g), Ints::all(static_cast<int32_t>(g)));
   }
 };
 
 // The group with the smallest bound, -1 if there is none.
 int64_t smallest_group(const float* bounds, int64_t count) {
-  const Floats infinity = Floats{} + std::numeric_limits<float>::infinity();
-  Low even{infinity, Ints{}}, odd{infinity, Ints{}};
+  const float infinity = std::numeric_limits<float>::infinity();
+  Low even{Floats::all(infinity), Ints::all(0)}, odd = even;
   for (int64_t g = 0; g + kGroups < count; g += 2 * kGroups) {
     even.take(bounds, g);
     odd.take(bounds, g + kGroups);
   }
   if (count / kGroups % 2) even.take(bounds, count - kGroups);
-  const Ints less = odd.value < even.value;
-  even.where = less ? odd.where : even.where;
-  even.value = lower(odd.value, even.value);
+  even.take(odd.value, odd.where);
   const float least = fold(even.value, Smallest());
-  if (least == std::numeric_limits<float>::infinity()) return -1;
+  if (least == infinity) return -1;
   float values[kGroups];
-  store_as(values, even.value);
+  int32_t where[kGroups];
+  even.value.store(values);
+  even.where.store(where);
   const int lane = __builtin_ctz(at_most(values, least));
-  return even.where[lane] + lane;
+  return where[lane] + lane;
 }
 
 // Appends the groups of bounds[begin..end) that are at most `limit`.
@@ -238,10 +224,10 @@ Candidate* find_groups(const float* bounds, int64_t count, float limit, int64_t 
   Candidate* end = candidates;
   int64_t g = 0;
   for (; g + kStep <= count && end - candidates <= most; g += kStep) {
-    Floats low = load_as<Floats>(bounds + g);
-    for (int i = 1; i < 4; ++i) low = lower(low, load_as<Floats>(bounds + g + i * kGroups));
+    Floats low = Floats::load(bounds + g);
+    for (int i = 1; i < 4; ++i) low = lower(low, Floats::load(bounds + g + i * kGroups));
     float values[kGroups];
-    store_as(values, low);
+    low.store(values);
     if (at_most(values, limit)) end = append_groups(bounds, g, g + kStep, limit, row, end);
   }
   if (end - candidates <= most) end = append_groups(bounds, g, count, limit, row, end);
@@ -346,29 +332,28 @@ void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, doub
 
 namespace {
 
-typedef int64_t Longs __attribute__((vector_size(64)));
-
 template <bool scale, bool subtract, typename T>
 Moments transform(const T* v, int64_t dim, const Transform& how, float* out) {
-  Lanes squares = {}, dots = {};
-  Longs largest = {};
+  const Lanes pre = Lanes::all(how.pre), post = Lanes::all(how.post);
+  const Longs absolute = Longs::all(std::numeric_limits<int64_t>::max());
+  Lanes squares = Lanes::all(0.0), dots = squares;
+  Longs largest = Longs::all(0);
   const auto take = [&](Lanes x, int64_t d) __attribute__((always_inline)) {
-    if (scale) x = x * how.pre;
+    if (scale) x = x * pre;
     const Lanes centre = load(how.centre + d);
-    if (subtract) x -= centre;
-    x = x * how.post;
-    squares += x * x;
-    if (!subtract) dots += x * centre;
+    if (subtract) x = x - centre;
+    x = x * post;
+    squares = squares + x * x;
+    if (!subtract) dots = dots + x * centre;
     // Absolute values order as integers do, for which there is a maximum without a NaN's rules.
-    const Longs size = (Longs)x & std::numeric_limits<int64_t>::max();
-    largest = size > largest ? size : largest;
-    store_as(out + d, __builtin_convertvector(x, HalfFloats));
+    largest = higher(x.template as<Longs>() & absolute, largest);
+    narrow(x, out + d);
   };
   int64_t d = 0;
   for (; d + 8 <= dim; d += 8) take(load(v + d), d);
   if (d < dim) take(load_first(v + d, dim - d), d);
   for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
-  return {tree(squares), tree(dots), fold((Lanes)largest, Largest())};
+  return {tree(squares), tree(dots), fold(largest.as<Lanes>(), Largest())};
 }
 
 }  // namespace

@@ -1,5 +1,30 @@
 """Modules with the constructors and calls of the packages that they replace."""
 
+from tilewise.nn.convert import (
+    from_diffusers,
+    from_lucidrains,
+    from_taming,
+    to_diffusers,
+    to_lucidrains,
+    to_taming,
+)
+from tilewise.nn.residual_vector_quantizer import (
+    GroupedResidualVectorQuantizer,
+    ResidualVectorQuantizer,
+)
 from tilewise.nn.sigmoid_loss import SigLipLoss
+from tilewise.nn.vector_quantizer import CodeUsage, VectorQuantizer
 
-__all__ = ["SigLipLoss"]
+__all__ = [
+    "CodeUsage",
+    "GroupedResidualVectorQuantizer",
+    "ResidualVectorQuantizer",
+    "SigLipLoss",
+    "VectorQuantizer",
+    "from_diffusers",
+    "from_lucidrains",
+    "from_taming",
+    "to_diffusers",
+    "to_lucidrains",
+    "to_taming",
+]

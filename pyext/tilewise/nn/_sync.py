@@ -1,0 +1,54 @@
+"""What the processes of a distributed run tell each other about a batch."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size(sync: bool) -> int:
+    """How many processes share a codebook."""
+    if not (sync and dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
+def all_reduce(x: Tensor, sync: bool) -> None:
+    """Sums x over the processes, in place."""
+    if world_size(sync) > 1:
+        dist.all_reduce(x)
+
+
+def positions(total: Tensor, draws: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers the rows of all processes, and makes them agree on random numbers.
+
+    Args:
+        total: (H) int64, the rows of this process.
+        draws: (R, H) int64, random numbers below 2**62; the first process's are taken.
+
+    Returns:
+        The rows of all processes (H), those of the processes before this one (H), and the draws.
+    """
+    world = world_size(sync)
+    if world == 1:
+        return total, total.new_zeros(total.shape), draws
+    rank = dist.get_rank()
+    table = total.new_zeros(world + len(draws), len(total))
+    table[rank] = total
+    if rank == 0:
+        table[world:] = draws
+    dist.all_reduce(table)
+    return table[:world].sum(0), table[:rank].sum(0), table[world:]
+
+
+def first_process(x: Tensor, sync: bool) -> Tensor:
+    """The first process's x, in every process."""
+    if world_size(sync) == 1:
+        return x
+    x = x if dist.get_rank() == 0 else torch.zeros_like(x)
+    dist.all_reduce(x)  # a sum, since torch.compile traces no broadcast
+    return x
+
+
+def shared_seed(device: torch.device, sync: bool) -> int:
+    """A random number that all processes agree on; waits for the device."""
+    return int(first_process(torch.randint(2**62, (1,), device=device), sync))
