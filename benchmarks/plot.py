@@ -1,4 +1,4 @@
-"""Draws time and memory against size, on logarithmic axes."""
+"""Draws time and memory on logarithmic axes: against a size, or of many cases side by side."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,21 +15,57 @@ from benchmarks.report import MEASURED, Row  # noqa: E402
 
 # Colours that also differ in lightness; the ops' own yardsticks take the spare ones in turn.
 COLOURS = {OURS: "#d1495b", PRODUCTS: "#555555", EAGER: "#2e4057", "torch.compile": "#00798c"}
-SPARE = ("#b8860b", "#7a5195", "#5f9e45", "#c06c2f")
+SPARE = ("#b8860b", "#7a5195", "#5f9e45", "#3b8ea5", "#c06c2f")
 INCHES_PER_LABEL = 0.27
+INCHES_PER_CASE = 0.42
 
 Value = Callable[[Row], float | None]
 
 
-def plots(rows: Sequence[Row], axis: str, kind: str, stem: Path) -> list[Path]:
-    """Draws the rows of one sweep and kind; returns the two files `<stem>-{time,memory}.png`."""
+def plots(rows: Sequence[Row], axis: str | None, kind: str, stem: Path) -> list[Path]:
+    """Draws the rows of one kind; returns the two files `<stem>-{time,memory}.png`."""
     rows = [row for row in rows if row.kind == kind]
     paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("time", "memory")]
     for draw, path in zip((_time, _memory), paths, strict=True):
-        figure = draw(rows, axis)
+        figure = draw(rows, axis) if axis else _cases(rows, draw is _time)
         figure.savefig(path, dpi=150)
         plt.close(figure)
     return paths
+
+
+def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
+    """A line for each case: every candidate's time beside the bare products', or its memory."""
+    rows = [row for row in rows if row.status == MEASURED]
+    cases = list(dict.fromkeys(row.case for row in rows))
+    height = 1.8 + INCHES_PER_CASE * len(cases)
+    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
+    value: Value = (lambda r: r.ratio_to_products) if time else (lambda r: r.peak_bytes)
+    for name, colour in _colours(rows).items():
+        line = [row for row in rows if row.candidate == name and value(row)]
+        places = [cases.index(row.case) for row in line]
+        if time and name == PRODUCTS:
+            axes.axvline(1.0, color=colour, linestyle="--", linewidth=1.2, label=name)
+        else:
+            axes.scatter(
+                [value(row) for row in line], places, s=70 if name == OURS else 30, color=colour,
+                marker="D" if name == OURS else "o", zorder=3 if name == OURS else 2, label=name,
+            )  # fmt: skip
+    axes.set(xscale="log", ylim=(len(cases) - 0.5, -0.5))
+    axes.set_xlabel(f"time / {PRODUCTS}" if time else "peak memory of a call")
+    axes.set_yticks(range(len(cases)), [_short(rows, case) for case in cases])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×" if time else _bytes(x)))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    what, sizes = "time" if time else "peak memory", " × ".join(rows[0].size_of)
+    _titles(axes, rows, what, sizes, across="figure fraction")
+    return figure
+
+
+def _short(rows: Sequence[Row], case: str) -> str:
+    """A case in a few characters: the sizes, and the data if it matters."""
+    row = next(row for row in rows if row.case == case)
+    return " × ".join(map(str, row.size_of.values())) + (f", {row.data}" if row.data else "")
 
 
 def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
@@ -47,7 +83,7 @@ def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
     below.set(ylabel=f"time / {PRODUCTS}", xlabel=axis)
     below.axhline(0, linewidth=0)  # so that the ratios start there
     _panel(below, rows, axis, lambda row: row.ratio_to_products, lambda y: f"{y:g}×")
-    _titles(above, rows, axis, "time")
+    _titles(above, rows, f"time against {axis}", _fixed(rows, axis))
     return figure
 
 
@@ -55,7 +91,7 @@ def _memory(rows: Sequence[Row], axis: str) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     axes.set(xscale="log", yscale="log", xlabel=axis)
     _panel(axes, rows, axis, lambda row: row.peak_bytes, _bytes, notes=True)
-    _titles(axes, rows, axis, "peak memory")
+    _titles(axes, rows, f"peak memory against {axis}", _fixed(rows, axis))
     return figure
 
 
@@ -116,19 +152,27 @@ def _labels(axes: Axes, ends: list[tuple[float, str, str, str]]) -> None:
         axes.text(1.015, height - 0.4 * gap, note, va="center", fontsize=6.5, **style)
 
 
-def _titles(axes: Axes, rows: Sequence[Row], axis: str, what: str) -> None:
+def _fixed(rows: Sequence[Row], axis: str) -> str:
+    """The sizes that a sweep leaves as they are."""
+    return " ".join(pair for pair in rows[0].sizes.split() if not pair.startswith(f"{axis}="))
+
+
+def _titles(
+    axes: Axes, rows: Sequence[Row], what: str, sizes: str, across: str = "axes fraction"
+) -> None:
+    """Above the axes, from their left edge or from the figure's."""
     row = rows[0]
-    fixed = " ".join(pair for pair in row.sizes.split() if not pair.startswith(f"{axis}="))
-    axes.set_title(
-        f"{row.op}, {row.kind}: {what} against {axis}  ({fixed}, {row.dtype})",
-        loc="left", fontweight="bold", fontsize=11, pad=24,
-    )
+    texts = {"xycoords": (across, "axes fraction"), "textcoords": "offset points"}
+    left = 0 if across == "axes fraction" else 8
+    axes.annotate(
+        f"{row.op}, {row.kind}: {what}  ({sizes}, {row.dtype})", (0, 1), xytext=(left, 26),
+        fontweight="bold", fontsize=11, **texts,
+    )  # fmt: skip
     note = "" if row.verified else "  ·  NOT VERIFIED"
     axes.annotate(
         f"{row.machine}, {row.threads} threads  ·  torch {row.torch}  ·  "
         f"tilewise {row.tilewise} {row.commit}{note}",
-        (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
-        fontsize=8, color="#555555",
+        (0, 1), xytext=(left, 10), fontsize=8, color="#555555", **texts,
     )
 
 

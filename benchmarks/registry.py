@@ -1,4 +1,4 @@
-"""What there is to benchmark: one file `benchmarks/<op>.py` per op, found by its name.
+"""What there is to benchmark: one file `benchmarks/<op>.py` per op or module, found by its name.
 
 Such a file defines `BENCHMARK`, a `Benchmark`: its cases, their inputs, what is compared, and how
 many operations and bytes a case costs.
@@ -16,7 +16,7 @@ from benchmarks.measure import ROOT, Call
 
 TRAINING, FORWARD = "fwd+bwd", "forward"  # kinds: with all gradients; without any
 
-# Names of candidates that other rows are compared with; a benchmark should have all three.
+# Names of candidates. Others are compared with the products, and with a benchmark's baseline.
 OURS, EAGER, PRODUCTS = "tilewise", "eager", "bare products"
 
 Inputs = dict[str, Any]
@@ -27,6 +27,7 @@ class Case:
     """One problem: sizes and a dtype.
 
     Args:
+        data: how the inputs are made, where that matters; empty is the usual way.
         kinds: what is measured of it, the main one, which the plots show, first.
         only: the candidates to measure where, on a CPU, all of them would take too long; empty is
             all.
@@ -37,6 +38,7 @@ class Case:
 
     sizes: dict[str, int]
     dtype: str = "float32"
+    data: str = ""
     kinds: tuple[str, ...] = (TRAINING, FORWARD)
     only: tuple[str, ...] = ()
     timed: bool = True
@@ -51,7 +53,7 @@ class Case:
     @property
     def label(self) -> str:
         """For instance "B=8192 D=512 float32"."""
-        return f"{self.sizes_text} {self.dtype}"
+        return f"{self.sizes_text} {self.dtype} {self.data}".rstrip()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -61,6 +63,11 @@ class Case:
 
 def _no_bytes(case: Case) -> int:
     return 0
+
+
+def matrices(count: float, rows: str, columns: str) -> Callable[[Case], int]:
+    """For `Candidate`: bytes of `count` float32 matrices of these two sizes."""
+    return lambda case: int(count * case.sizes[rows] * case.sizes[columns] * 4)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Benchmark:
     """All there is to know about the benchmark of one op.
 
     Args:
-        axis: the size that the plots are drawn against.
+        axis: the size that the plots are drawn against; None draws the cases side by side.
         cases: the problems, smallest first.
         small: a problem that is run once before measuring, in each dtype and kind, to load
             libraries and compile.
@@ -90,9 +97,12 @@ class Benchmark:
         flops: of the matrix products of a case and kind, at least.
         moved: bytes that must be read and written at least.
         instructions: that a GPU issues besides the products; without it nothing is predicted.
+        baseline: the candidate that people would run instead; every row is compared with it.
+        mistakes: from the inputs of a case, a function that says of a candidate's result how many
+            entries are wrong, and how many were looked at. Ours must have none.
     """
 
-    axis: str
+    axis: str | None
     cases: tuple[Case, ...]
     small: Case
     inputs: Callable[[Case, str], Inputs]
@@ -100,9 +110,15 @@ class Benchmark:
     flops: Callable[[Case, str], int]
     moved: Callable[[Case, str], int]
     instructions: Callable[[Case, str], int] | None = None
+    baseline: str = EAGER
+    mistakes: Callable[[Inputs], Callable[[Any], tuple[int, int]]] | None = None
+
+    def case(self, label: str) -> Case:
+        """The case of that label."""
+        return next(case for case in self.cases if case.label == label)
 
 
-def of_function(function: Callable[..., Tensor], needs: Callable[[Case], int] = _no_bytes):
+def of_function(function: Callable[..., Any], needs: Callable[[Case], int] = _no_bytes):
     """The candidate that calls `function` on the inputs and, in training, differentiates it.
 
     Its calls return a tuple: the result and, in training, the gradients.
@@ -126,9 +142,13 @@ def of_function(function: Callable[..., Tensor], needs: Callable[[Case], int] = 
 
 
 def names() -> list[str]:
-    """The ops that have a benchmark."""
-    ops = (path.stem for path in (ROOT / "pyext" / "tilewise" / "ops").glob("[!_]*.py"))
-    return sorted(op for op in ops if (ROOT / "benchmarks" / f"{op}.py").exists())
+    """The ops and modules that have a benchmark."""
+    stems = {
+        path.stem
+        for folder in ("ops", "nn")
+        for path in (ROOT / "pyext" / "tilewise" / folder).glob("[!_]*.py")
+    }
+    return sorted(stem for stem in stems if (ROOT / "benchmarks" / f"{stem}.py").exists())
 
 
 def load(op: str) -> Benchmark:

@@ -18,7 +18,6 @@ from rich.table import Table
 
 import tilewise
 from benchmarks.measure import ROOT
-from benchmarks.registry import EAGER
 
 MEASURED, PREDICTED = "measured", "predicted"
 
@@ -29,6 +28,7 @@ class Row:
 
     `status` is "measured", "predicted", or "skipped: ..."; `verified` whether the op's tests passed
     just before. Of predicted rows, q25 and q75 are the best and the worst case of the model.
+    `wrong` entries were found among the `checked` ones of a result.
     """
 
     op: str
@@ -39,6 +39,7 @@ class Row:
     verified: bool
     dtype: str
     sizes: str
+    data: str = ""
     rounds: int | None = None
     median_ms: float | None = None
     q25_ms: float | None = None
@@ -47,7 +48,10 @@ class Row:
     flops: int | None = None
     moved_bytes: int | None = None
     ratio_to_products: float | None = None
-    ratio_to_eager: float | None = None
+    ratio_to_baseline: float | None = None
+    baseline: str = ""
+    wrong: int | None = None
+    checked: int | None = None
     machine: str = ""
     threads: int | None = None
     torch: str = ""
@@ -134,7 +138,10 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
     console.print(_heading(rows[0]))
     for kind in dict.fromkeys(row.kind for row in rows):
         table = _table(f"{rows[0].op}, {kind}", "")
-        for heading in ("median ms", "quartiles", "× products", f"× {EAGER}", "peak MB"):
+        headings = ["median ms", "quartiles", "× products", f"× {rows[0].baseline}", "peak MB"]
+        if any(row.wrong is not None for row in rows):
+            headings.append("wrong")
+        for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         previous = ""
         for row in (row for row in rows if row.kind == kind):
@@ -142,7 +149,7 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
                 table.add_section()
                 table.add_row(f"[bold]{row.case}")
             previous = row.case
-            table.add_row(f"  {row.candidate}", *_cells(row))
+            table.add_row(f"  {row.candidate}", *_cells(row)[: len(headings)])
         console.print(table)
 
 
@@ -170,9 +177,10 @@ def _cells(row: Row) -> list[str]:
     if row.q25_ms is not None and row.q75_ms is not None:
         spread = f"{_ms(row.q25_ms)}–{_ms(row.q75_ms)}"
     peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}"
-    ratios = (row.ratio_to_products, row.ratio_to_eager)
+    ratios = (row.ratio_to_products, row.ratio_to_baseline)
     shown = ["" if r is None else f"{r:.2f}" for r in ratios]
-    return [_ms(row.median_ms), spread, *shown, peak]
+    wrong = "" if row.wrong is None else f"{row.wrong} of {row.checked}"
+    return [_ms(row.median_ms), spread, *shown, peak, wrong]
 
 
 def _ms(value: float | None) -> str:

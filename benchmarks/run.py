@@ -1,8 +1,8 @@
-"""Measures one op: `python -m benchmarks.run --op sigmoid_loss --device cpu`.
+"""Measures one op: `python -m benchmarks.run --op sigmoid_loss --device cpu`, or all of them.
 
 Runs the op's tests and refuses to go on if they fail; then measures every candidate's peak memory
-and time on every case, prints a table, and writes `<op>-<device>.csv`, two plots of the sweep, and
-what is predicted for GPUs.
+and time on every case, counts wrong results where that can be said, prints a table, and writes
+`<op>-<device>.csv`, two plots, and what is predicted for GPUs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.measure import (
     ratio,
     time_interleaved,
 )
-from benchmarks.registry import EAGER, OURS, PRODUCTS, Candidate, Case
+from benchmarks.registry import OURS, PRODUCTS, Candidate, Case, Inputs
 from benchmarks.report import MEASURED, Row
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,22 +31,32 @@ QUICK_RESULTS = ROOT / "out" / "bench"  # ignored by git
 SECONDS, QUICK_SECONDS = 12.0, 1.0  # of timing, for each case and kind
 CPU_MEMORY_CAP = 8.0  # GB
 
-console = Console(highlight=False)
+# Where nobody sees it, a table may be wide.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(arguments)
-    verified = options.verify and verify(options.op)
+    ops = registry.names() if options.op == "all" else [options.op]
+    return max([_run(op, options) for op in ops])
+
+
+def _run(op: str, options: argparse.Namespace) -> int:
+    """One op: 1 if it may not be reported."""
+    verified = options.verify and verify(op)
     if options.verify and not verified:
-        console.print(f"[bold red]{options.op}: its tests do not pass; nothing is reported")
+        console.print(f"[bold red]{op}: its tests do not pass; nothing is reported")
         return 1
     if not verified:
         console.rule("[bold red]NOT VERIFIED: the op's tests were not run[/]", style="red")
-    run = Run(options, verified)
+    run = Run(op, options, verified)
     rows = run.rows()
-    predicted = predict.rows(options.op, run.benchmark)
+    predicted = predict.rows(op, run.benchmark)
     report.print_tables(rows, console)
+    if any(row.wrong for row in rows if row.candidate == OURS):
+        console.print(f"[bold red]{op}: {OURS} is wrong; nothing is written")
+        return 1
     if predicted:
         report.print_predictions(predicted, console)
     for path in _write(options, run, rows, predicted):
@@ -58,10 +68,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Time and peak memory of one op, side by side."
     )
-    parser.add_argument("--op", required=True, choices=registry.names())
+    parser.add_argument("--op", required=True, choices=[*registry.names(), "all"])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="small sizes, a few rounds")
     parser.add_argument("--only", nargs="+", metavar="CANDIDATE", help="measure these alone")
+    parser.add_argument("--case", metavar="TEXT", help="only cases with this in their label")
     parser.add_argument("--out", type=Path, help="folder for the CSV and the plots")
     parser.add_argument("--memory-cap", type=float, metavar="GB", help="skip what needs more")
     parser.add_argument(
@@ -71,7 +82,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
-    options.out = options.out or (QUICK_RESULTS if options.quick else RESULTS)
+    part = options.quick or options.case or options.only
+    options.out = options.out or (QUICK_RESULTS if part else RESULTS)
     return options
 
 
@@ -92,11 +104,11 @@ def verify(op: str) -> bool:
 class Run:
     """One run over the cases of an op."""
 
-    def __init__(self, options: argparse.Namespace, verified: bool):
-        self.op, self.device, self.verified = options.op, options.device, verified
-        self.benchmark = registry.load(options.op)
+    def __init__(self, op: str, options: argparse.Namespace, verified: bool):
+        self.op, self.device, self.verified = op, options.device, verified
+        self.benchmark = registry.load(op)
         self.quick = options.quick
-        self.cases = [case for case in self.benchmark.cases if case.quick or not options.quick]
+        self.cases = _chosen_cases(self.benchmark.cases, options)
         self.candidates = _chosen(self.benchmark.candidates(self.device), options.only)
         self.seconds = QUICK_SECONDS if options.quick else SECONDS
         self.cap = 1e9 * (options.memory_cap or _memory_cap(self.device))
@@ -110,7 +122,7 @@ class Run:
             for kind in self._kinds(case)
             for name in self.candidates
         ]
-        for name in self.candidates:
+        for name in self._weighed():
             self._add_memory(name, [r for r in _measured(rows) if r.candidate == name])
         for case in (case for case in self.cases if case.timed or self.device != "cpu"):
             for kind in self._kinds(case):
@@ -120,6 +132,11 @@ class Run:
 
     def _kinds(self, case: Case) -> tuple[str, ...]:
         return case.kinds[:1] if self.quick else case.kinds
+
+    def _weighed(self) -> list[str]:
+        """Whose memory is measured: each takes a process, which takes seconds."""
+        everyone = not self.quick
+        return [n for n in self.candidates if everyone or n in (OURS, self.benchmark.baseline)]
 
     def _status(self, case: Case, name: str) -> str:
         needed = self.candidates[name].needs(case)
@@ -132,26 +149,23 @@ class Run:
     def _row(self, case: Case, kind: str, name: str) -> Row:
         return Row(
             self.op, case.label, kind, name, status=self._status(case, name),
-            verified=self.verified, dtype=case.dtype, sizes=case.sizes_text,
+            verified=self.verified, dtype=case.dtype, sizes=case.sizes_text, data=case.data,
             flops=self.benchmark.flops(case, kind), moved_bytes=self.benchmark.moved(case, kind),
-            machine=self.machine, threads=self.threads, **report.provenance(),
+            baseline=self.benchmark.baseline, machine=self.machine, threads=self.threads,
+            **report.provenance(),
         )
 
     def _add_memory(self, name: str, rows: list[Row]) -> None:
         console.print(f"memory: {name}")
         cases = [
-            {"op": self.op, "candidate": name, "sizes": row.size_of, "dtype": row.dtype,
-             "kind": row.kind, "device": self.device}
+            {"op": self.op, "candidate": name, "case": row.case, "kind": row.kind,
+             "device": self.device}
             for row in rows
         ]  # fmt: skip
         try:
             peaks = peak_bytes_each(prepare, cases)
         except RuntimeError as error:
-            if name == OURS:
-                raise
-            console.print(str(error), markup=False)
-            for row in rows:
-                row.status = "skipped: it fails"
+            _leave_out(rows, error)
         else:
             for row, peak in zip(rows, peaks, strict=True):
                 row.peak_bytes = peak
@@ -160,24 +174,54 @@ class Run:
         console.print(f"time: {case.label}, {kind}")
         inputs = self.benchmark.inputs(case, self.device)
         calls = {}
-        for name in (row.candidate for row in rows):
-            candidate = self.candidates[name]
-            registry.warm_up(self.benchmark, candidate, case.dtype, kind, self.device)
-            calls[name] = candidate.build(inputs, kind)
-        times = time_interleaved(calls, self.device, self.seconds)
         for row in rows:
+            candidate = self.candidates[row.candidate]
+            try:
+                registry.warm_up(self.benchmark, candidate, case.dtype, kind, self.device)
+            except RuntimeError as error:
+                _leave_out([row], error)
+            else:
+                calls[row.candidate] = candidate.build(inputs, kind)
+        times = time_interleaved(calls, self.device, self.seconds)
+        for row in _measured(rows):
             mine = times[row.candidate]
             spread = Spread.of(mine)
             row.rounds = len(mine)
             row.median_ms, row.q25_ms, row.q75_ms = spread.median, spread.q25, spread.q75
             if PRODUCTS in times:
                 row.ratio_to_products = ratio(mine, times[PRODUCTS])
-            if EAGER in times:
-                row.ratio_to_eager = ratio(mine, times[EAGER])
+            if row.baseline in times:
+                row.ratio_to_baseline = ratio(mine, times[row.baseline])
+        if self.benchmark.mistakes:
+            self._add_mistakes(inputs, calls, _measured(rows))
+
+    def _add_mistakes(self, inputs: Inputs, calls: dict[str, Call], rows: list[Row]) -> None:
+        assert self.benchmark.mistakes is not None
+        mistakes = self.benchmark.mistakes(inputs)
+        for row in rows:
+            if row.candidate != PRODUCTS:  # they have no result
+                row.wrong, row.checked = mistakes(calls[row.candidate]())
+
+
+def _leave_out(rows: list[Row], error: RuntimeError) -> None:
+    """Goes on without a candidate that fails, unless it is ours."""
+    if any(row.candidate == OURS for row in rows):
+        raise error
+    console.print(str(error), markup=False)
+    for row in rows:
+        row.status = "skipped: it fails"
 
 
 def _measured(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.status == MEASURED]
+
+
+def _chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+    chosen = [case for case in cases if case.quick or not options.quick]
+    chosen = [case for case in chosen if not options.case or options.case in case.label]
+    if not chosen:
+        raise SystemExit(f"--case: none is like {options.case!r}")
+    return chosen
 
 
 def _chosen(found: dict[str, Candidate], only: list[str] | None) -> dict[str, Candidate]:
@@ -192,14 +236,12 @@ def _memory_cap(device: str) -> float:
     return CPU_MEMORY_CAP if device == "cpu" else torch.cuda.mem_get_info()[0] / 1e9
 
 
-def prepare(
-    op: str, candidate: str, sizes: dict[str, int], dtype: str, kind: str, device: str
-) -> Call:
+def prepare(op: str, candidate: str, case: str, kind: str, device: str) -> Call:
     """For `peak_bytes`: one candidate on one case, libraries loaded; its buffers count."""
     benchmark = registry.load(op)
-    chosen = benchmark.candidates(device)[candidate]
-    registry.warm_up(benchmark, chosen, dtype, kind, device)
-    inputs = benchmark.inputs(Case(sizes, dtype), device)
+    problem, chosen = benchmark.case(case), benchmark.candidates(device)[candidate]
+    registry.warm_up(benchmark, chosen, problem.dtype, kind, device)
+    inputs = benchmark.inputs(problem, device)
     return lambda: chosen.build(inputs, kind)()
 
 
@@ -207,14 +249,16 @@ def _write(
     options: argparse.Namespace, run: Run, rows: list[Row], predicted: list[Row]
 ) -> list[Path]:
     """Writes CSV files and plots; returns their paths."""
-    stem = options.out / f"{options.op}-{options.device}"
+    stem = options.out / f"{run.op}-{options.device}"
     tables = {stem.with_suffix(".csv"): rows}
     if predicted:
-        tables[options.out / f"{options.op}-predicted.csv"] = predicted
+        tables[options.out / f"{run.op}-predicted.csv"] = predicted
     for path, content in tables.items():
         report.write_csv(content, path)
     sweep = {case.label for case in run.cases if case.sweep}
     drawn = [row for row in rows if row.case in sweep]
+    if not drawn:
+        return [*tables]
     return [*tables, *plot.plots(drawn, run.benchmark.axis, drawn[0].kind, stem)]
 
 

@@ -16,6 +16,7 @@ from benchmarks.registry import (
     Candidate,
     Case,
     Inputs,
+    matrices,
     of_function,
 )
 
@@ -60,23 +61,18 @@ def products(inputs: Inputs, kind: str):
     return call
 
 
-def matrices(count: float):
-    """Bytes of `count` float32 matrices B x B; smaller dtypes do not need more."""
-    return lambda case: int(count * case.sizes["B"] ** 2 * 4)
-
-
 def candidates(device: str) -> dict[str, Candidate]:
     """Everything that computes this loss on `device`, if it is installed."""
     found = {
         OURS: of_function(tw.sigmoid_loss),
-        PRODUCTS: Candidate(products, matrices(1)),
-        EAGER: of_function(yardsticks.eager_sigmoid_loss, matrices(6.4)),
+        PRODUCTS: Candidate(products, matrices(1, "B", "B")),
+        EAGER: of_function(yardsticks.eager_sigmoid_loss, matrices(6.4, "B", "B")),
         "torch.compile": of_function(
-            yardsticks.compiled(yardsticks.eager_sigmoid_loss), matrices(1.3)
+            yardsticks.compiled(yardsticks.eager_sigmoid_loss), matrices(1.3, "B", "B")
         ),
     }
     if yardsticks.installed("open_clip"):
-        found["open_clip"] = of_function(yardsticks.open_clip_sigmoid_loss, matrices(5.2))
+        found["open_clip"] = of_function(yardsticks.open_clip_sigmoid_loss, matrices(5.2, "B", "B"))
         if yardsticks.open_clip_has_chunks():
             chunked = functools.partial(yardsticks.open_clip_sigmoid_loss, chunk_size=1024)
             found["open_clip chunked"] = of_function(chunked)

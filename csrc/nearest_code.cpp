@@ -160,11 +160,11 @@ void search_block(const Problem& problem, Space& space, Row** rows, int64_t coun
   for (int64_t i = 0; i < count; ++i) {
     rows[i]->hard |= !(rows[i]->largest <= range);
     if (rows[i]->hard) continue;
-    const Parts own =
-        TILEWISE_DISPATCH(quantize_row)(space.a_of(rows[i]), packed.depth, scale, limit,
-                                        space.quads.data() + i * packed.depth);
-    parts.length = std::max(parts.length, own.length);
-    parts.residual = std::max(parts.residual, own.residual);
+    const double residual = TILEWISE_DISPATCH(quantize_row)(
+        space.a_of(rows[i]), rows[i]->length, packed.depth, scale, limit,
+        space.quads.data() + i * packed.depth);
+    parts.length = std::max(parts.length, (rows[i]->length + residual) * (1.0 + 0x1p-40));
+    parts.residual = std::max(parts.residual, residual);
   }
   const RowBlock block{rows, count, space.minima.data(), space.stride};
   for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {

@@ -156,7 +156,7 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
   const int64_t depth = round_up(search.dim, 4);
   double sizes[kPanel];
   int64_t count = 0;
-  for (; count < kPanel && order[count] >= 0; ++count) sizes[count] = codes.largest[order[count]];
+  for (; count < std::min(kPanel, header.codes - panel * kPanel); ++count) sizes[count] = codes.largest[order[count]];
   std::sort(sizes, sizes + count);
   // A few codes far larger than the others are clamped rather than served.
   const double typical = 2.0 * sizes[count * 3 / 4], top = sizes[count - 1];
@@ -166,7 +166,7 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
   const double rounding = rounding_of(search.dim);
   for (int64_t i = 0; i < kPanel; ++i) {
     const int64_t slot = panel * kPanel + i, j = order[i];
-    if (j < 0) {  // never a candidate
+    if (slot >= header.codes) {  // never a candidate
       out.sums[slot] = 0;
       out.bias[slot] = 0x1p100f;
       out.length[slot] = out.residual[slot] = 0.0f;
@@ -175,14 +175,14 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
     TILEWISE_DISPATCH(transform)(
         search.codebook, j, search.dim,
         {before_centring(search, codes.norms[j]), out.centre, true, header.size}, row);
-    const Parts parts = TILEWISE_DISPATCH(quantize_code)(
-        row, depth, out.scales[panel], static_cast<int>(header.limit),
-        out.quads + panel * kPanel * depth + 4 * i);
     const double square = codes.squares[j] * header.size * header.size;
+    const double norm = std::sqrt(square) * (1.0 + rounding);
+    const double residual = TILEWISE_DISPATCH(quantize_code)(
+        row, norm, depth, out.scales[panel], static_cast<int>(header.limit),
+        out.quads + panel * kPanel * depth + 4 * i, out.sums[slot]);
     const double bias = search.metric == Metric::L2 ? 0.5 * square : 0.0;
-    out.sums[slot] = static_cast<int32_t>(parts.sum);
-    out.residual[slot] = round_up_to_float(parts.residual);
-    out.length[slot] = round_up_to_float(std::sqrt(square) * (1.0 + rounding));
+    out.residual[slot] = round_up_to_float(residual);
+    out.length[slot] = round_up_to_float(norm);
     out.bias[slot] = round_down(bias * (1.0 - rounding) - header.least_bias * (1.0 + rounding));
   }
 }
@@ -241,8 +241,8 @@ Tensor pack_codes(const Search& search) {
     header.least_bias = 0.5 * least * header.size * header.size;
   }
   const int64_t panels = (header.codes + kPanel - 1) / kPanel;
-  std::fill(out.order, out.order + panels * kPanel, -1);
   const std::vector<int64_t> order = sorted(codes.finite, codes.largest, header.size);
+  std::fill(out.order, out.order + panels * kPanel, order.empty() ? 0 : order[0]);
   std::copy(order.begin(), order.end(), out.order);
   std::memset(out.quads, 0, panels * kPanel * round_up(dim, 4));
   const int64_t grain = std::max<int64_t>(1, 256 / std::max<int64_t>(dim, 1));

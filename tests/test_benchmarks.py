@@ -1,13 +1,14 @@
 """The benchmarks measure what they say, and report nothing that was not verified."""
 
 import csv
+import dataclasses
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tilewise as tw
-from benchmarks import measure, predict, registry, run
+from benchmarks import measure, nearest_code, predict, registry, run
 from benchmarks.registry import EAGER, OURS, PRODUCTS
 
 MIB = 2**20
@@ -91,6 +92,14 @@ def test_flops_are_those_of_the_bare_products(op):
         assert counter.get_total_flops() == benchmark.flops(benchmark.small, kind)
 
 
+def test_cases_can_be_told_apart(op):
+    benchmark = registry.load(op)
+    for case in benchmark.cases:
+        assert benchmark.case(case.label) is case
+    assert any(case.quick for case in benchmark.cases)
+    assert benchmark.baseline in benchmark.candidates("cpu")
+
+
 def test_quick_run_reports(tmp_path, capsys):
     """Eager does not fit at the largest quick size, and no test was run: every row says so."""
     arguments = ["--op", "sigmoid_loss", "--quick", "--no-verify", "--memory-cap", "0.05"]
@@ -110,6 +119,53 @@ def test_quick_run_reports(tmp_path, capsys):
         assert int(row["rounds"]) >= 5 and row["torch"] == torch.__version__ and row["machine"]
     gradients = 2 * 2048 * 512 * 4
     assert gradients <= int(large["peak_bytes"]) < 4 * gradients
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Candidates run, but nothing is measured."""
+    monkeypatch.setattr(run, "peak_bytes_each", lambda prepare, cases: [2**20] * len(cases))
+    monkeypatch.setattr(run, "time_interleaved", lambda calls, *_: {n: [1.0] for n in calls})
+
+
+def test_cases_are_drawn_side_by_side(tmp_path, unmeasured):
+    """Without an axis; every index is compared with float64."""
+    arguments = ["--op", "nearest_code", "--quick", "--no-verify", "--out", str(tmp_path)]
+    assert run.main([*arguments, "--only", OURS, PRODUCTS, nearest_code.ADDMM]) == 0
+    for what in ("time", "memory"):
+        picture = (tmp_path / f"nearest_code-cpu-{what}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    with (tmp_path / "nearest_code-cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["data"] for row in rows} == {"", "16 clusters"}
+    wrong = {name: [row["wrong"] for row in rows if row["candidate"] == name]
+             for name in (OURS, PRODUCTS, nearest_code.ADDMM)}  # fmt: skip
+    assert wrong[OURS] == ["0", "0"] and wrong[PRODUCTS] == ["", ""]
+    assert int(wrong[nearest_code.ADDMM][1]) > 0  # clusters are too close for float32
+    assert all(int(row["checked"]) == 2048 for row in rows if row["candidate"] != PRODUCTS)
+
+
+def test_wrong_results_of_ours_are_not_written(tmp_path, unmeasured, monkeypatch, capsys):
+    benchmark = registry.load("nearest_code")
+    benchmark = dataclasses.replace(benchmark, mistakes=lambda inputs: lambda result: (3, 2048))
+    monkeypatch.setattr(registry, "load", lambda op: benchmark)
+    arguments = ["--op", "nearest_code", "--quick", "--no-verify", "--out", str(tmp_path / "out")]
+    assert run.main([*arguments, "--only", OURS, "--case", "clusters"]) == 1
+    assert "tilewise is wrong" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_all_ops_run_and_one_failure_counts(monkeypatch):
+    ran = []
+    monkeypatch.setattr(run, "_run", lambda op, options: ran.append(op) or op == "nearest_code")
+    assert run.main(["--op", "all", "--quick"]) == 1 and ran == registry.names()
+
+
+def test_mistakes_are_counted():
+    inputs = {"x": torch.arange(100.0)[:, None], "codebook": torch.arange(0, 100, 10.0)[:, None]}
+    count = nearest_code.mistakes(inputs)
+    nearest = (torch.arange(100) + 4) // 10  # the lower one of two equally near
+    assert count((nearest.clamp(max=9),)) == (0, 100)
+    assert count((torch.zeros(100, dtype=torch.long),)) == (94, 100)
 
 
 def test_a_failing_yardstick_is_left_out(tmp_path, monkeypatch, capsys):

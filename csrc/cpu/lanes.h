@@ -23,7 +23,9 @@ constexpr int kVectorBytes = 16;
 template <typename T>
 struct Wide {
   static constexpr int parts = 64 / kVectorBytes;
+  static constexpr int each = kVectorBytes / sizeof(T);
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Anywhere __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
   Vector v[parts];
 
   TILEWISE_INLINE static Wide all(T x) {
@@ -32,15 +34,18 @@ struct Wide {
     return out;
   }
   TILEWISE_INLINE static Wide load(const T* p) {
+    // Not by memcpy, which gcc 12 makes of shorter vectors: loading them as a longer one stalls.
     Wide out;
-    std::memcpy(&out, p, sizeof out);
+    TILEWISE_EACH out.v[i] = *reinterpret_cast<const Anywhere*>(p + i * each);
     return out;
   }
-  TILEWISE_INLINE void store(T* p) const { std::memcpy(p, this, sizeof *this); }
+  TILEWISE_INLINE void store(T* p) const {
+    TILEWISE_EACH *reinterpret_cast<Anywhere*>(p + i * each) = v[i];
+  }
   template <typename U>
   TILEWISE_INLINE U as() const {  // the same bits
     U out;
-    std::memcpy(&out, this, sizeof out);
+    TILEWISE_EACH out.v[i] = (typename U::Vector)v[i];
     return out;
   }
 };
@@ -116,7 +121,11 @@ TILEWISE_INLINE Wide<U> convert(const Wide<T>& a) {
 TILEWISE_INLINE Wide<double> widen(const float* p) {
   Wide<double> out;
 #if defined(CPU_CAPABILITY_AVX512)
-  out.v[0] = (Wide<double>::Vector)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // gcc 12 makes four of it
+  out.v[0] = (Wide<double>::Vector)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // gcc 12 takes several
+#elif defined(CPU_CAPABILITY_AVX2)
+  for (int i = 0; i < 2; ++i) {
+    out.v[i] = (Wide<double>::Vector)_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i));
+  }
 #else
   constexpr int parts = Wide<double>::parts;
   typedef float Half __attribute__((vector_size(kVectorBytes / 2)));

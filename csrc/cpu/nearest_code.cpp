@@ -283,33 +283,25 @@ void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, cons
 
 #endif
 
-// Calls take(d, integers) with 16 quantised elements at a time.
+// Calls take(d, integers) with 16 quantised elements at a time. Returns the norm of the rest.
 template <typename Take>
-TILEWISE_INLINE Parts quantize(const float* v, int64_t depth, double scale, int limit,
-                               const Take& take) {
+TILEWISE_INLINE double quantize(const float* v, double norm, int64_t depth, double scale,
+                                int limit, const Take& take) {
   const Floats unit = Floats::all(static_cast<float>(scale));
   const Floats inverse = Floats::all(static_cast<float>(1.0 / scale));
   const Floats high = Floats::all(static_cast<float>(limit)), low = Floats::all(0.0f) - high;
   const Floats magic = Floats::all(0x1.8p23f);
-  Floats lengths = Floats::all(0.0f), residuals = lengths;
-  Ints sums = Ints::all(0);
+  Floats squares = Floats::all(0.0f);
   for (int64_t d = 0; d < depth; d += 16) {
     const Floats value = Floats::load(v + d);
-    const Floats q = higher(lower(value * inverse, high), low);
-    const Floats shifted = q + magic;  // an integer, in the low bits
-    const Floats part = (shifted - magic) * unit;
-    const Floats rest = value - part;
-    lengths = lengths + part * part;
-    residuals = residuals + rest * rest;
-    const Ints integers = shifted.as<Ints>() - magic.as<Ints>();
-    sums = sums + integers;
-    take(d, integers);
+    const Floats shifted = higher(lower(value * inverse, high), low) + magic;
+    const Floats rest = value - (shifted - magic) * unit;
+    squares = squares + rest * rest;
+    take(d, shifted.as<Ints>() - magic.as<Ints>());  // an integer stands in the low bits
   }
-  // Up, by the rounding of v to float and of these lines.
-  const double rounding = (depth + 32) * 0x1p-23;
-  const double length = std::sqrt(fold(lengths, Add())) * (1.0 + rounding);
-  const double residual = std::sqrt(fold(residuals, Add())) * (1.0 + rounding);
-  return {length, residual + (length + residual) * 0x1p-21 + 0x1p-120, fold(sums, Add())};
+  // Up, by the rounding of these lines, and of v to float.
+  const double residual = std::sqrt(fold(squares, Add())) * (1.0 + (depth + 32) * 0x1p-23);
+  return residual + (norm + residual) * 0x1p-21 + 0x1p-120;
 }
 
 // The low bytes of 16 integers.
@@ -362,21 +354,28 @@ void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels, c
 #endif
 }
 
-Parts quantize_row(const float* v, int64_t depth, double scale, int limit, uint8_t* q) {
+double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,
+                    uint8_t* q) {
   const Ints offset = Ints::all(limit + 1);
-  return quantize(v, depth, scale, limit, [&](int64_t d, const Ints& integers) {
+  return quantize(v, norm, depth, scale, limit, [&](int64_t d, const Ints& integers) {
     store_bytes(integers + offset, q + d);
   });
 }
 
-Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8_t* quads) {
-  return quantize(v, depth, scale, limit, [&](int64_t d, const Ints& integers) {
-    int8_t bytes[16];
-    store_bytes(Ints::all(0) - integers, bytes);
-    for (int64_t i = 0; i < 16 && d + i < depth; i += 4) {
-      std::memcpy(quads + (d + i) * kPanel, bytes + i, 4);
-    }
-  });
+double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,
+                     int8_t* quads, int32_t& sum) {
+  Ints sums = Ints::all(0);
+  const double residual =
+      quantize(v, norm, depth, scale, limit, [&](int64_t d, const Ints& integers) {
+        int8_t bytes[16];
+        store_bytes(Ints::all(0) - integers, bytes);
+        for (int64_t i = 0; i < 16 && d + i < depth; i += 4) {
+          std::memcpy(quads + (d + i) * kPanel, bytes + i, 4);
+        }
+        sums = sums + integers;
+      });
+  sum = fold(sums, Add());
+  return residual;
 }
 
 bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,

@@ -42,7 +42,7 @@ struct Packed {
   double distance_factor;  // of a distance in a score: see Row::shift
   double rounding;         // bounds the relative error of sums over dim elements in float64
   const double* centre;  // (dim)
-  const int64_t* order;  // (panels, 64) which code it is; -1 beyond the last one
+  const int64_t* order;  // (panels, 64) which code it is; beyond the last one, the first
   const int8_t* quads;   // (panels, depth / 4, 64, 4): -q_j, where b_j = scale * q_j + r_j
   const int32_t* sums;   // (panels, 64) the sum of q_j's elements
   const float* scales;   // (panels)
@@ -100,7 +100,6 @@ struct Moments {
 // Norms of the two parts of a quantised vector v = scale * q + r, rounded up.
 struct Parts {
   double length, residual;
-  int64_t sum;  // of q
 };
 
 #define TILEWISE_DECLARE(CAPABILITY)                                                             \
@@ -117,9 +116,12 @@ struct Parts {
   /* Fills `row` (but for its index and lists) and a. */                                         \
   void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);              \
   /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are \
-     written). A code: -q, in quads that are 256 bytes apart. */                                 \
-  Parts quantize_row(const float* v, int64_t depth, double scale, int limit, uint8_t* q);        \
-  Parts quantize_code(const float* v, int64_t depth, double scale, int limit, int8_t* quads);    \
+     written). A code: -q, in quads that are 256 bytes apart, and the sum of q. norm: of v.      \
+     Returns the norm of v - scale * q, rounded up. */                                           \
+  double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,       \
+                      uint8_t* q);                                                               \
+  double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,      \
+                       int8_t* quads, int32_t& sum);                                             \
   /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of          \
      `parts`, the largest of the block. False: out of range. */                                  \
   bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale, \

@@ -62,12 +62,14 @@ TILEWISE_INLINE void sum_four(const X* x, const T* const (&codes)[4], int64_t di
   for (int i = 0; i < 4; ++i) out[i] = tree(sums[i]);
 }
 
+// The codes are order[0], order[step], order[2 * step] and order[3 * step].
 template <typename X, typename T>
-void four_distances(const Search& search, const Row& row, const int64_t (&index)[4],
+void four_distances(const Search& search, const Row& row, const int64_t* order, int64_t step,
                     double (&out)[4]) {
   const X* x = row_of<X>(search.x, row.index);
-  const T* codes[4];
-  for (int i = 0; i < 4; ++i) codes[i] = row_of<T>(search.codebook, index[i]);
+  const T* const codes[4] = {
+      row_of<T>(search.codebook, order[0]), row_of<T>(search.codebook, order[step]),
+      row_of<T>(search.codebook, order[2 * step]), row_of<T>(search.codebook, order[3 * step])};
   if (search.metric == Metric::L2) {
     const auto square = [](Lanes a, Lanes b) {
       const Lanes difference = a - b;
@@ -80,21 +82,21 @@ void four_distances(const Search& search, const Row& row, const int64_t (&index)
     if (search.metric == Metric::Dot) {
       out[i] = -out[i];
     } else {
-      const double code_norm = search.norms[index[i]];
+      const double code_norm = search.norms[order[i * step]];
       const bool zero = (row.norm == 0.0 || code_norm == 0.0) && !std::isnan(out[i]);
       out[i] = zero ? 1.0 : 1.0 - out[i] / (row.norm * code_norm);
     }
   }
 }
 
-TILEWISE_INLINE void four_distances(const Search& search, const Row& row,
-                                    const int64_t (&index)[4], double (&out)[4]) {
+TILEWISE_INLINE void four_distances(const Search& search, const Row& row, const int64_t* order,
+                                    int64_t step, double (&out)[4]) {
   if (search.x.is_double) {
-    search.codebook.is_double ? four_distances<double, double>(search, row, index, out)
-                              : four_distances<double, float>(search, row, index, out);
+    search.codebook.is_double ? four_distances<double, double>(search, row, order, step, out)
+                              : four_distances<double, float>(search, row, order, step, out);
   } else {
-    search.codebook.is_double ? four_distances<float, double>(search, row, index, out)
-                              : four_distances<float, float>(search, row, index, out);
+    search.codebook.is_double ? four_distances<float, double>(search, row, order, step, out)
+                              : four_distances<float, float>(search, row, order, step, out);
   }
 }
 
@@ -125,19 +127,17 @@ TILEWISE_INLINE void keep_nearer(double distance, int64_t index, Row& row) {
 
 TILEWISE_INLINE void compare_group(const Search& search, const Packed& packed, int64_t group,
                                    Row& row) {
-  const int64_t* order = packed.order + group / kGroups * kPanel + group % kGroups;
-  if (order[0] < 0) return;  // nothing but what fills up the last panel
-  int64_t index[4];
-  // What fills up a group is its first code again.
-  for (int i = 0; i < 4; ++i) index[i] = order[i * kGroups] < 0 ? order[0] : order[i * kGroups];
+  const int64_t first = group / kGroups * kPanel + group % kGroups;
+  if (first >= packed.codes) return;  // nothing but what fills up the last panel
+  const int64_t* order = packed.order + first;
   double distance[4];
-  four_distances(search, row, index, distance);
-  if (search.k == 1) {
-    for (int i = 0; i < 4; ++i) keep_nearer(distance[i], index[i], row);
+  four_distances(search, row, order, kGroups, distance);
+  if (search.k == 1) {  // what fills up a panel is a code once more
+    for (int i = 0; i < 4; ++i) keep_nearer(distance[i], order[i * kGroups], row);
     row.found = row.best_index[0] < search.codes;
   } else {
-    for (int i = 0; i < 4; ++i) {
-      if (order[i * kGroups] >= 0) insert(search.k, distance[i], index[i], row);
+    for (int i = 0; i < 4 && first + i * kGroups < packed.codes; ++i) {
+      insert(search.k, distance[i], order[i * kGroups], row);
     }
   }
   ++row.groups;
@@ -165,7 +165,6 @@ void prefetch_group(const Search& search, const Packed& packed, int64_t group) {
   const int64_t* order = packed.order + group / kGroups * kPanel + group % kGroups;
   const int64_t size = search.codebook.is_double ? sizeof(double) : sizeof(float);
   for (int i = 0; i < 4; ++i) {
-    if (order[i * kGroups] < 0) continue;
     const char* code = static_cast<const char*>(search.codebook.data) +
                        order[i * kGroups] * search.codebook.stride * size;
     for (int64_t at = 0; at < search.dim * size; at += 64) __builtin_prefetch(code + at, 0, 2);
@@ -313,10 +312,11 @@ void insert(int64_t k, double distance, int64_t index, Row& row) {
 void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row) {
   if (search.metric == Metric::Cosine) row.norm = exact_norm(search.x, row.index, search.dim);
   for (int64_t j = first_code; j < last_code; j += 4) {
-    int64_t index[4];
-    for (int i = 0; i < 4; ++i) index[i] = j + i < last_code ? j + i : j;
+    const int64_t last = last_code - 1;
+    const int64_t order[4] = {j, j + 1 < last ? j + 1 : last, j + 2 < last ? j + 2 : last,
+                              j + 3 < last ? j + 3 : last};
     double distance[4];
-    four_distances(search, row, index, distance);
+    four_distances(search, row, order, 1, distance);
     for (int i = 0; i < 4 && j + i < last_code; ++i) {
       insert(search.k, distance[i], j + i, row);
     }
@@ -353,7 +353,7 @@ Moments transform(const T* v, int64_t dim, const Transform& how, float* out) {
   for (; d + 8 <= dim; d += 8) take(load(v + d), d);
   if (d < dim) take(load_first(v + d, dim - d), d);
   for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
-  return {tree(squares), tree(dots), fold(largest.as<Lanes>(), Largest())};
+  return {tree(squares), subtract ? 0.0 : tree(dots), fold(largest.as<Lanes>(), Largest())};
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 """Static gate: what each shipped Triton kernel compiles to, on every architecture, without a GPU.
 
 `python -m tests.triton_tools.gate` compiles all, checks the rules and compares with the table
-kernels/static_gate.csv. `--write` renews the table: read its diff. `--quick` leaves out the easier
-cases: aligned shapes, and losses without gradients.
+kernels/static_gate.csv. `--write` renews the table: read its diff. `--quick` compiles the cases
+that are most likely to break a rule.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
 
-from tilewise.kernels import sigmoid_loss
+from tilewise.kernels import code_sums, nearest_code, sigmoid_loss
 
 TABLE = Path(__file__).parents[2] / "kernels" / "static_gate.csv"
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -35,6 +36,10 @@ SHARED = {
 }
 # Two batch sizes of a kind must run the same binary.
 SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
+QUICK = ("masked gradients", "masked cosine top-16", "float32 masked")
+WITH_PRODUCTS = ("sigmoid_tile", "filter_tile")
 MATRIX = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
 
@@ -60,7 +65,37 @@ def sigmoid_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], ob
                 ]
 
 
-OPS = (sigmoid_loss_launches,)
+def nearest_code_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every dtype, and what adds most to it: norms and lists."""
+    def call(rows, codes, width, dtype, metric, k, masked):
+        x, codebook = (torch.zeros(1, n, width, dtype=dtype) for n in (rows, max(codes, k)))
+        mask = torch.ones(1, rows, dtype=torch.bool) if masked else None
+        with mock.patch.object(nearest_code, "DEFAULT_SMALL", 0):
+            nearest_code.nearest_code(x, codebook, metric, k, mask, None)
+
+    cases = [(name, shapes, "l2", 1) for name in DTYPES for shapes in SIZES]
+    cases += [("float16", "masked", "dot", 2), ("float32", "masked", "cosine", 16)]
+    for name, shapes, metric, k in cases:
+        arguments = WIDTHS[shapes], DTYPES[name], metric, k, shapes == "masked"
+        yield f"{name} {shapes} {metric}" + (f" top-{k}" if k > 1 else ""), [
+            functools.partial(call, *size, *arguments) for size in SIZES[shapes]
+        ]
+
+
+def code_sums_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every dtype, with rows that are aligned and rows that are not."""
+    def call(rows, codes, width, dtype):
+        index = torch.zeros(1, rows, dtype=torch.int64)
+        code_sums.code_sums(torch.zeros(1, rows, width, dtype=dtype), index, codes)
+
+    for name, dtype in DTYPES.items():
+        for shapes, sizes in SIZES.items():
+            yield f"{name} {shapes}", [
+                functools.partial(call, *size, WIDTHS[shapes], dtype) for size in sizes
+            ]
+
+
+OPS = (sigmoid_loss_launches, nearest_code_launches, code_sums_launches)
 
 
 def tool(name: str) -> str:
@@ -109,24 +144,28 @@ def amd_figures(kernel) -> dict[str, int]:
 
 
 def rows_of(op: Callable, arch: str, quick: bool) -> list[dict]:
-    """One row per case of the op on `arch`."""
+    """One row for each kernel that a case of the op launches on `arch`."""
     from tests.triton_tools.offline import compiling_for
 
     torch.set_num_threads(1)
     rows = []
     with compiling_for(arch) as launched:
         for case, calls in op(arch):
-            if quick and not case.endswith("masked gradients"):
+            if quick and not case.endswith(QUICK):
                 continue
             launched.clear()
             for call in calls:
                 call()
-            kernel = launched[0]
-            figures = nvidia_figures(kernel) if arch in NVIDIA else amd_figures(kernel)
-            rows.append({
-                "kernel": kernel.metadata.name, "arch": arch, "case": case,
-                "binaries": len(set(map(id, launched))), **figures,
-            })
+            count = len(launched) // len(calls)  # calls launch the same kernels, in one order
+            names = [kernel.metadata.name for kernel in launched[:count]]
+            for i, kernel in enumerate(launched[:count]):
+                before = names[:i].count(names[i])
+                figures = nvidia_figures(kernel) if arch in NVIDIA else amd_figures(kernel)
+                rows.append({
+                    "kernel": names[i] + (f" {before + 1}" if before else ""),
+                    "arch": arch, "case": case,
+                    "binaries": len(set(map(id, launched[i::count]))), **figures,
+                })
     return rows
 
 
@@ -142,6 +181,7 @@ def broken_rules(row: dict) -> list[str]:
     if row["programs"] < 2:
         broken.append(f"{row['programs']} program per SM, two are wanted")
     plain = row["arch"] in NVIDIA and "ieee" in row["case"]  # no float32 matrix units there
+    plain |= row.get("kernel", WITH_PRODUCTS[0]) not in WITH_PRODUCTS
     if not row["matrix"] and not plain:
         broken.append("no matrix instructions")
     return broken
