@@ -221,10 +221,7 @@ struct Amx {
   static constexpr int kRows = 16;
   static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
                    float unit, float* minima, int64_t stride) {
-    TILEWISE_LOAD_TILE(0, bias, 0L);
-    TILEWISE_LOAD_TILE(1, bias + 16, 0L);
-    TILEWISE_LOAD_TILE(2, bias + 32, 0L);
-    TILEWISE_LOAD_TILE(3, bias + 48, 0L);
+    __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" ::);
     int64_t k = 0;
     for (; k + 64 <= depth; k += 64) {
       const int8_t* b = quads + 64 * k;
@@ -255,11 +252,16 @@ struct Amx {
     TILEWISE_STORE_TILE(1, sums[1]);
     TILEWISE_STORE_TILE(2, sums[2]);
     TILEWISE_STORE_TILE(3, sums[3]);
+    __m512i start[4];
+    for (int v = 0; v < 4; ++v) start[v] = _mm512_loadu_si512(bias + 16 * v);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const __m512i low = _mm512_min_epi32(
-          _mm512_min_epi32(_mm512_load_si512(sums[0][r]), _mm512_load_si512(sums[1][r])),
-          _mm512_min_epi32(_mm512_load_si512(sums[2][r]), _mm512_load_si512(sums[3][r])));
+      __m512i score[4];
+      for (int v = 0; v < 4; ++v) {
+        score[v] = _mm512_add_epi32(_mm512_load_si512(sums[v][r]), start[v]);
+      }
+      const __m512i low = _mm512_min_epi32(_mm512_min_epi32(score[0], score[1]),
+                                           _mm512_min_epi32(score[2], score[3]));
       const __m512 bound = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit));
       _mm512_storeu_ps(minima + r * stride, bound);
     }
