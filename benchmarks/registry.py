@@ -100,6 +100,8 @@ class Benchmark:
         baseline: the candidate that people would run instead; every row is compared with it.
         mistakes: from the inputs of a case, a function that says of a candidate's result how many
             entries are wrong, and how many were looked at. Ours must have none.
+        short: whether calls are so short that it shows what ran before them, and has filled the
+            cache: each runs once more, untimed, just before it is timed.
     """
 
     axis: str | None
@@ -112,6 +114,7 @@ class Benchmark:
     instructions: Callable[[Case, str], int] | None = None
     baseline: str = EAGER
     mistakes: Callable[[Inputs], Callable[[Any], tuple[int, int]]] | None = None
+    short: bool = False
 
     def case(self, label: str) -> Case:
         """The case of that label."""

@@ -122,7 +122,7 @@ def nan_codes(n, k, d):
 def nan_rows(n, k, d):
     x, codes = normal(n, k, d)
     x[::5, 0] = float("nan")
-    codes[1, 0] = float("nan")
+    codes[k // 2, 0] = float("nan")
     return x, codes
 
 

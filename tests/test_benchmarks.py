@@ -160,6 +160,13 @@ def test_all_ops_run_and_one_failure_counts(monkeypatch):
     assert run.main(["--op", "all", "--quick"]) == 1 and ran == registry.names()
 
 
+def test_short_calls_run_just_before_they_are_timed():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = measure.time_interleaved(run._each_twice(calls), seconds=0)
+    assert order[:4] == ["a", "a", "b", "b"] and set(times) > {"a", "b"}
+
+
 def test_mistakes_are_counted():
     inputs = {"x": torch.arange(100.0)[:, None], "codebook": torch.arange(0, 100, 10.0)[:, None]}
     count = nearest_code.mistakes(inputs)

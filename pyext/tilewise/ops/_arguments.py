@@ -1,6 +1,5 @@
 """Argument checks and conversions that ops share. Messages name the argument and what came."""
 
-import math
 import operator
 
 import torch
@@ -95,16 +94,6 @@ def row_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name}: expected to broadcast to {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
         ) from None
-
-
-def rows(x: Tensor, heads: int) -> Tensor:
-    """x (..., D), or (heads, ..., D), as (heads, N, D)."""
-    return x.reshape(heads, math.prod(x.shape[:-1]) // max(heads, 1), x.shape[-1])
-
-
-def flat(x: Tensor, heads: int) -> Tensor:
-    """A value per row as (heads, N)."""
-    return x.reshape(heads, x.numel() // max(heads, 1))
 
 
 def refuse_functorch(op: str) -> None:

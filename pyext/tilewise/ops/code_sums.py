@@ -6,6 +6,7 @@ from torch import Tensor
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import register
+from tilewise.reference._shapes import flat, rows
 
 
 def code_sums(
@@ -57,7 +58,7 @@ def code_sums(
     _arguments.refuse_functorch("code_sums")
     op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
     h = len(x) if heads else 1
-    counts, sums = op.code_sums(_arguments.rows(x, h), _arguments.flat(index, h), num_codes)
+    counts, sums = op.code_sums(rows(x, h), flat(index, h), num_codes)
     return (counts, sums) if heads else (counts[0], sums[0])
 
 
@@ -80,8 +81,8 @@ def _backward(ctx, _, grad):
         return None, None, None
     index, = ctx.saved_tensors
     head = torch.arange(grad.shape[0], device=grad.device)[:, None]
-    rows = grad[head, index.clamp(min=0)]  # (H, N, D)
-    return rows.masked_fill((index < 0).unsqueeze(-1), 0.0).to(ctx.dtype), None, None
+    d_x = grad[head, index.clamp(min=0)]  # (H, N, D)
+    return d_x.masked_fill((index < 0).unsqueeze(-1), 0.0).to(ctx.dtype), None, None
 
 
 register(

@@ -9,6 +9,7 @@ from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define, register
 from tilewise.ops.code_sums import code_sums
+from tilewise.reference._shapes import flat, rows
 from tilewise.reference.nearest_code import NearestCode
 
 METRICS = ("l2", "cosine", "dot")
@@ -82,11 +83,11 @@ def nearest_code(
     _arguments.refuse_functorch("nearest_code")
     op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
     index, distance = op.nearest_code(
-        _arguments.rows(x, heads),
+        rows(x, heads),
         codebook if codebook.dim() == 3 else codebook.unsqueeze(0),
         metric,
         k,
-        None if mask is None else _arguments.flat(mask, heads),
+        None if mask is None else flat(mask, heads),
         prepared.packed if prepared is not None and room == "cpu" else None,
     )
     shape = x.shape[:-1] if topk is None else (*x.shape[:-1], k)
@@ -179,7 +180,7 @@ def _setup_context(ctx, inputs, output):
     index, _ = output
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
-    ctx.metric = metric
+    ctx.metric, ctx.dtype = metric, x.dtype
     ctx.save_for_backward(x, codebook, index)
 
 
@@ -190,15 +191,15 @@ def _backward(ctx, _, grad):
     x, codebook, index = ctx.saved_tensors
     need_x, need_codebook, *_ = ctx.needs_input_grad
     wide = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    rows = x.to(wide).unsqueeze(2)  # (H, N, 1, D)
+    x = x.to(wide).unsqueeze(2)  # (H, N, 1, D)
     head = torch.arange(len(codebook), device=x.device)[:, None, None]
     codes = codebook[head, index.clamp(min=0)].to(wide)  # (H, N, k, D)
     masked = index.unsqueeze(-1) < 0
     grad = grad.to(wide).unsqueeze(-1)  # (H, N, k, 1)
-    d_rows, d_codes = _gradients(ctx.metric, rows, codes, need_x, need_codebook)
+    d_rows, d_codes = _gradients(ctx.metric, x, codes, need_x, need_codebook)
     d_x = d_codebook = None
     if d_rows is not None:
-        d_x = (grad * d_rows).masked_fill(masked, 0.0).sum(2).to(x.dtype)
+        d_x = (grad * d_rows).masked_fill(masked, 0.0).sum(2).to(ctx.dtype)
     if d_codes is not None:
         terms = (grad * d_codes).flatten(1, 2)  # (H, N * k, D)
         _, sums = code_sums(terms, index.flatten(1), codebook.shape[1], heads=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._shapes import flat, rows
 
 
 def code_sums(
@@ -11,15 +12,21 @@ def code_sums(
 ) -> tuple[Tensor, Tensor]:
     """What `tilewise.code_sums` computes; arguments and results are the same."""
     with no_autocast(x):
-        rows = x.to(exact_dtype(x)).reshape(len(x) if heads else 1, -1, x.shape[-1])  # (H, N, D)
-        h, _, d = rows.shape
+        x_rows = rows(x.to(exact_dtype(x)), len(x) if heads else 1)  # (H, N, D)
+        h, _, d = x_rows.shape
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            if (index >= num_codes).any():
+                raise ValueError(
+                    f"index: expected less than num_codes = {num_codes}, got {int(index.max())}"
+                )
         # One more code takes the rows that are left out, which keeps shapes fixed.
-        codes = torch.where(index < 0, num_codes, index).reshape(h, -1)
+        out = (index < 0) | (index >= num_codes)
+        codes = flat(torch.where(out, num_codes, index), h)
         codes = (codes + (num_codes + 1) * torch.arange(h, device=x.device)[:, None]).flatten()
         counts = torch.zeros(h * (num_codes + 1), dtype=torch.long, device=x.device)
         counts = counts.index_add(0, codes, torch.ones_like(codes))
-        sums = rows.new_zeros(h * (num_codes + 1), d).index_add(0, codes, rows.reshape(-1, d))
-        counts = counts.reshape(h, -1)[:, :num_codes]  # (H, K)
-        sums = sums.reshape(h, -1, d)[:, :num_codes]  # (H, K, D)
+        sums = x_rows.new_zeros(h * (num_codes + 1), d).index_add(0, codes, x_rows.flatten(0, 1))
+        counts = flat(counts, h)[:, :num_codes]  # (H, K)
+        sums = rows(sums, h)[:, :num_codes]  # (H, K, D)
         sums = sums.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         return (counts, sums) if heads else (counts[0], sums[0])

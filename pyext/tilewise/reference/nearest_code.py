@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._shapes import rows
 
 _CHUNK = 2**21  # distances at a time
 
@@ -32,11 +33,13 @@ def nearest_code(
     """
     with no_autocast(x):
         k = topk or 1
-        codes = codebook.to(exact_dtype(codebook)).reshape(-1, *codebook.shape[-2:])  # (H, K, D)
-        rows = x.to(codes.dtype).reshape(len(codes), -1, x.shape[-1])  # (H, N, D)
-        index = _search(rows.detach(), codes.detach(), metric, k)  # (H, N, k)
+        codes = codebook.to(exact_dtype(codebook))
+        if codes.dim() == 2:
+            codes = codes.unsqueeze(0)  # (H, K, D)
+        x_rows = rows(x.to(codes.dtype), len(codes))  # (H, N, D)
+        index = _search(x_rows.detach(), codes.detach(), metric, k)  # (H, N, k)
         head = torch.arange(len(codes), device=x.device)[:, None, None]
-        distance = _distance(rows.unsqueeze(2), codes[head, index], metric)  # (H, N, k)
+        distance = _distance(x_rows.unsqueeze(2), codes[head, index], metric)  # (H, N, k)
         if mask is not None:
             drop = ~mask.expand(x.shape[:-1]).reshape(*index.shape[:2], 1)
             index, distance = index.masked_fill(drop, -1), distance.masked_fill(drop, 0.0)
@@ -44,15 +47,15 @@ def nearest_code(
         return NearestCode(index.reshape(shape), distance.reshape(shape).float())
 
 
-def _search(rows: Tensor, codes: Tensor, metric: str, k: int) -> Tensor:
+def _search(x: Tensor, codes: Tensor, metric: str, k: int) -> Tensor:
     """The k nearest codes of each row, in order: (H, N, D), (H, K, D) -> (H, N, k)."""
     step = max(1, _CHUNK // max(1, codes.shape[0] * codes.shape[1]))
     chunks = [
         _first(_distance(chunk.unsqueeze(2), codes.unsqueeze(1), metric), k)
-        for chunk in rows.split(step, dim=1)
+        for chunk in x.split(step, dim=1)
     ]
     if not chunks:
-        return rows.new_zeros(*rows.shape[:2], k, dtype=torch.long)
+        return x.new_zeros(*x.shape[:2], k, dtype=torch.long)
     return torch.cat(chunks, dim=1)
 
 

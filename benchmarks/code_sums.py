@@ -1,0 +1,103 @@
+"""Counts and sums of the rows of each code, against a one-hot matrix, index_add and others."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tilewise as tw
+from benchmarks import yardsticks
+from benchmarks.measure import Call
+from benchmarks.registry import (
+    FORWARD,
+    OURS,
+    PRODUCTS,
+    Benchmark,
+    Candidate,
+    Case,
+    Inputs,
+    matrices,
+    of_function,
+)
+
+INDEX_ADD = "index_add"
+
+
+def _case(n: int, k: int, d: int, data: str = "", **options) -> Case:
+    return Case({"N": n, "K": k, "D": d}, data=data, kinds=(FORWARD,), sweep=True, **options)
+
+
+CASES = (
+    _case(4096, 1024, 64, quick=True),
+    _case(16384, 512, 64),
+    _case(16384, 1024, 256),
+    _case(16384, 8192, 64),
+    _case(16384, 8192, 256),
+    _case(16384, 8192, 64, "skewed"),
+)
+
+
+def inputs(case: Case, device: str) -> Inputs:
+    """Rows and their codes: all codes alike, or a few of them with nearly all rows."""
+    n, k, d = case.sizes.values()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x, place = torch.randn(n, d), torch.rand(n)
+    index = (place ** (16 if case.data == "skewed" else 1) * k).long()
+    return {"x": x.to(device, case.torch_dtype), "index": index.to(device), "num_codes": k}
+
+
+def products(inputs: Inputs, kind: str) -> Call:
+    """The product of a one-hot matrix that is there already."""
+    x, num_codes = inputs["x"], inputs["num_codes"]
+    one_hot = F.one_hot(inputs["index"], num_codes).to(x.dtype)
+    sums = x.new_zeros(num_codes, x.shape[1])
+    return lambda: torch.mm(one_hot.T, x, out=sums)
+
+
+def candidates(device: str) -> dict[str, Candidate]:
+    """Everything that counts and sums on `device`."""
+    return {
+        OURS: of_function(tw.code_sums),
+        PRODUCTS: Candidate(products, matrices(3, "N", "K")),
+        "one-hot": of_function(yardsticks.one_hot_code_sums, matrices(3, "N", "K")),
+        INDEX_ADD: of_function(yardsticks.index_add_code_sums),
+        "scatter_add": of_function(yardsticks.scatter_add_code_sums),
+        "bincount": of_function(yardsticks.bincount_code_sums),
+    }
+
+
+def mistakes(inputs: Inputs):
+    """Elements that are not the sum in float64, rounded once."""
+    _, truth = tw.reference.code_sums(**inputs)
+
+    def count_wrong(result: tuple[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+        _, sums = result[0]
+        return int((sums != truth).sum()), truth.numel()
+
+    return count_wrong
+
+
+def flops(case: Case, kind: str) -> int:
+    """Of the one-hot product; nothing but the one-hot way needs one."""
+    n, k, d = case.sizes.values()
+    return 2 * n * k * d
+
+
+def moved(case: Case, kind: str) -> int:
+    """Rows and indices are read, sums and counts written."""
+    n, k, d = case.sizes.values()
+    return (n + k) * (d * case.torch_dtype.itemsize + 8)
+
+
+BENCHMARK = Benchmark(
+    axis=None,
+    cases=CASES,
+    small=Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
+    inputs=inputs,
+    candidates=candidates,
+    flops=flops,
+    moved=moved,
+    baseline=INDEX_ADD,
+    mistakes=mistakes,
+    short=True,
+)

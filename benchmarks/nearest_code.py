@@ -1,0 +1,172 @@
+"""The search for the nearest code against what people run for it, and one product of that size."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import tilewise as tw
+from benchmarks import yardsticks
+from benchmarks.measure import Call
+from benchmarks.registry import (
+    FORWARD,
+    OURS,
+    PRODUCTS,
+    Benchmark,
+    Candidate,
+    Case,
+    Inputs,
+    matrices,
+    of_function,
+)
+
+ADDMM, FAISS = "chunked addmm", "faiss"
+TRUTH = 2**29  # elements of rows and codes that the count of mistakes looks at
+
+Data = Callable[[int, int, int], tuple[Tensor, Tensor]]
+
+
+def normal(n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Rows (n, d) and codes (k, d) without any structure."""
+    return torch.randn(n, d), torch.randn(k, d)
+
+
+def trained(n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Rows beside their codes."""
+    codes = torch.randn(k, d)
+    return codes[torch.randint(k, (n,))] + 0.05 * torch.randn(n, d), codes
+
+
+def clustered(clusters: int) -> Data:
+    """Codes that differ by 1e-4 from few centres, as in a collapsed codebook."""
+
+    def make(n, k, d):
+        centres = torch.randn(clusters, d)
+        return torch.randn(n, d), centres[torch.arange(k) % clusters] + 1e-4 * torch.randn(k, d)
+
+    return make
+
+
+def offset(n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Everything far from the origin."""
+    return torch.randn(n, d) + 1e4, torch.randn(k, d) + 1e4
+
+
+def outlier(n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """One element of one code is a million."""
+    x, codes = normal(n, k, d)
+    codes[k // 2, d // 2] = 1e6
+    return x, codes
+
+
+DATA: dict[str, Data] = {
+    "": normal,
+    "trained": trained,
+    **{f"{n} cluster{'s' * (n > 1)}": clustered(n) for n in (1, 2, 16, 256)},
+    "offset": offset,
+    "outlier": outlier,
+}
+
+
+def _case(n: int, k: int, d: int, data: str = "", **options) -> Case:
+    return Case({"N": n, "K": k, "D": d}, data=data, kinds=(FORWARD,), sweep=True, **options)
+
+
+CASES = (
+    _case(2048, 1024, 64, quick=True),
+    _case(2048, 1024, 64, "16 clusters", quick=True),
+    _case(16384, 512, 64),
+    _case(16384, 1024, 256),
+    _case(16384, 8192, 8),
+    _case(16384, 8192, 64),
+    _case(16384, 8192, 256),
+    _case(8192, 16384, 256),
+    _case(4096, 65536, 32),
+    *(
+        _case(16384, 8192, 64, data, only=(OURS, PRODUCTS, ADDMM, FAISS))
+        for data in list(DATA)[1:]
+    ),
+)
+
+
+def inputs(case: Case, device: str) -> Inputs:
+    """Rows and codes, the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x, codebook = DATA[case.data](*case.sizes.values())
+    return {
+        "x": x.to(device, case.torch_dtype), "codebook": codebook.to(device, case.torch_dtype)
+    }
+
+
+def products(inputs: Inputs, kind: str) -> Call:
+    """The product that a search by matrix multiplication begins with."""
+    x, codebook = inputs["x"], inputs["codebook"]
+    scores = x.new_zeros(len(x), len(codebook))
+    return lambda: torch.mm(x, codebook.T, out=scores)
+
+
+def lucidrains(inputs: Inputs, kind: str) -> Call:
+    """The search of a quantiser that does not learn."""
+    quantizer = yardsticks.lucidrains_quantizer(inputs["codebook"]).eval()
+
+    def call():
+        with torch.no_grad():
+            return (quantizer(inputs["x"])[1],)
+
+    return call
+
+
+def candidates(device: str) -> dict[str, Candidate]:
+    """Everything that finds the nearest code on `device`, if it is installed."""
+    found = {
+        OURS: of_function(lambda x, codebook: tw.nearest_code(x, codebook).index),
+        PRODUCTS: Candidate(products, matrices(1, "N", "K")),
+        ADDMM: of_function(yardsticks.addmm_nearest_code),
+        "cdist": of_function(yardsticks.cdist_nearest_code, matrices(1.1, "N", "K")),
+    }
+    if device == "cpu" and yardsticks.installed("faiss"):
+        found[FAISS] = of_function(yardsticks.faiss_nearest_code)
+    if device == "cpu" and yardsticks.installed("sklearn"):
+        found["scikit-learn"] = of_function(yardsticks.sklearn_nearest_code)
+    if yardsticks.installed("vector_quantize_pytorch"):
+        found["lucidrains"] = Candidate(lucidrains, matrices(5, "N", "K"))
+    return found
+
+
+def mistakes(inputs: Inputs):
+    """Indices that float64 does not confirm, on as many rows as it takes a few seconds for."""
+    x, codebook = inputs["x"], inputs["codebook"]
+    count = min(len(x), max(1, TRUTH // codebook.numel()))
+    rows = torch.linspace(0, len(x) - 1, count, device=x.device).long()
+    truth = tw.reference.nearest_code(x[rows], codebook).index
+
+    def count_wrong(result: tuple[Tensor]) -> tuple[int, int]:
+        return int((result[0][rows] != truth).sum()), count
+
+    return count_wrong
+
+
+def flops(case: Case, kind: str) -> int:
+    """One product of N x K x D."""
+    n, k, d = case.sizes.values()
+    return 2 * n * k * d
+
+
+def moved(case: Case, kind: str) -> int:
+    """Rows and codes are read, indices written."""
+    n, k, d = case.sizes.values()
+    return (n + k) * d * case.torch_dtype.itemsize + 8 * n
+
+
+BENCHMARK = Benchmark(
+    axis=None,
+    cases=CASES,
+    small=Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
+    inputs=inputs,
+    candidates=candidates,
+    flops=flops,
+    moved=moved,
+    baseline=ADDMM,
+    mistakes=mistakes,
+)
