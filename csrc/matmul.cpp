@@ -20,25 +20,32 @@
 extern "C" int MKL_Set_Num_Threads_Local(int count) __attribute__((weak));
 
 namespace tilewise {
-
-OneThread::OneThread() {
-  if (MKL_Set_Num_Threads_Local) mkl_threads_ = MKL_Set_Num_Threads_Local(1);
-#ifdef _OPENMP
-  omp_threads_ = omp_get_max_threads();
-  omp_set_num_threads(1);
-#endif
-}
-
-OneThread::~OneThread() {
-  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_threads_);
-#ifdef _OPENMP
-  omp_set_num_threads(omp_threads_);
-#endif
-}
-
 namespace {
 
 using at::Tensor;
+
+// Makes gemm run on, and plan for, one thread. Without it MKL and oneDNN choose their blocking by
+// the number of threads that they could have, even where they then run on one.
+class OneThread {
+ public:
+  OneThread() {
+    if (MKL_Set_Num_Threads_Local) mkl_threads_ = MKL_Set_Num_Threads_Local(1);
+#ifdef _OPENMP
+    omp_threads_ = omp_get_max_threads();
+    omp_set_num_threads(1);
+#endif
+  }
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_threads_);
+#ifdef _OPENMP
+    omp_set_num_threads(omp_threads_);
+#endif
+  }
+  OneThread(const OneThread&) = delete;
+
+ private:
+  int mkl_threads_ = 0, omp_threads_ = 1;
+};
 
 constexpr int64_t kLongest = 512;  // side of a block
 

@@ -13,18 +13,6 @@ struct Workspace {
   at::Tensor blocks;  // one block of a product for each thread
 };
 
-// While it lives, gemm runs on, and plans for, the calling thread alone. Without it MKL and oneDNN
-// choose their blocking by the number of threads that they could have, even where they run on one.
-class OneThread {
- public:
-  OneThread();
-  ~OneThread();
-  OneThread(const OneThread&) = delete;
-
- private:
-  int mkl_threads_ = 0, omp_threads_ = 1;
-};
-
 // out = a @ b, or out += a @ b with `accumulate`.
 // out (M, N), a (M, K), b (K, N). All float32 or all float64; or `a` and `b` bfloat16 and `out`
 // float32, where has_bfloat16_matmul(): then every product and sum is kept in float32.

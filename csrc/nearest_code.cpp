@@ -3,11 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -20,7 +16,6 @@
 #include <tuple>
 #include <vector>
 
-#include "matmul.h"
 #include "ops.h"
 #include "pack_codebook.h"
 
@@ -34,9 +29,6 @@ constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at
 constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
 constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
 constexpr int64_t kFewRows = 8;          // not worth packing a codebook for
-constexpr int64_t kSliceRows = 256;      // of the float rung
-constexpr int64_t kDotPanels = 8;        // panels of one of its products
-constexpr int64_t kDepth = 128;          // elements that are summed at once: the longer, the looser
 constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
 
 Metric metric_of(c10::string_view name) {
@@ -239,27 +231,24 @@ Rows search_integer(const Problem& problem, const Rows& rows) {
   return hard.rows();
 }
 
-// The packed codes as they enter the float rung: (64 * panels, dim), in the panels' order.
+// The codes as they enter the float rung: (panels, dim, 64), in the panels' order.
 Tensor float_codes(const Problem& problem) {
-  const Search& search = problem.search;
-  const Packed& packed = problem.packed;
-  const int64_t slots = packed.panels * kPanel, padded = (search.dim + 15) / 16 * 16;
-  const Tensor codes = at::zeros({slots, padded}, at::kFloat);
+  const int64_t dim = problem.search.dim, panels = problem.packed.panels;
+  const Tensor codes = at::empty({panels, dim, kPanel}, at::kFloat);
   auto* out = codes.mutable_data_ptr<float>();
-  at::parallel_for(0, packed.codes, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t j = packed.order[i];
-      const double norm = search.metric == Metric::Cosine ? search.norms[j] : 1.0;
-      const Transform how{norm > 0.0 ? 1.0 / norm : 1.0, packed.centre, true, packed.size};
-      TILEWISE_DISPATCH(transform)(search.codebook, j, search.dim, how, out + i * padded);
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> row((dim + 15) / 16 * 16);
+    for (int64_t p = begin; p < end; ++p) {
+      TILEWISE_DISPATCH(pack_floats)(problem.search, problem.packed, problem.search.norms, p,
+                                     row.data(), out + p * dim * kPanel);
     }
   });
-  return codes.narrow(1, 0, search.dim);
+  return codes;
 }
 
 // A slice of rows through the float rung.
-void search_slice(const Problem& problem, const Tensor& codes, Space& space, const int64_t* rows,
-                  int64_t count, const Tensor& dots) {
+void search_slice(const Problem& problem, const float* codes, Space& space, const int64_t* rows,
+                  int64_t count) {
   const Search& search = problem.search;
   const Packed& packed = problem.packed;
   std::vector<float> lengths(count);
@@ -273,24 +262,11 @@ void search_slice(const Problem& problem, const Tensor& codes, Space& space, con
     lengths[i] = row.hard ? 0.0f : static_cast<float>(row.length * (1.0 + 0x1p-20));
     space.order[i] = &row;
   }
-  const Tensor a = at::from_blob(space.a.data(), {count, space.padded_dim}, at::kFloat);
-  const int64_t parts = (search.dim + kDepth - 1) / kDepth;
-  const float relative = (std::min(search.dim, kDepth) + parts + 16) * 0x1p-24f;
   const RowBlock block{space.order.data(), count, space.minima.data(), space.stride};
   for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
     const int64_t panels = std::min(kChunkPanels, packed.panels - p);
-    for (int64_t q = 0; q < panels; q += kDotPanels) {
-      const int64_t width = std::min(kDotPanels, panels - q);
-      const Tensor part = codes.narrow(0, (p + q) * kPanel, width * kPanel).t();
-      Tensor out = dots.narrow(0, 0, count).narrow(1, 0, width * kPanel);
-      for (int64_t d = 0; d < search.dim; d += kDepth) {
-        const int64_t depth = std::min(kDepth, search.dim - d);
-        const Tensor left = a.narrow(1, d, depth), right = part.narrow(0, d, depth);
-        d == 0 ? at::mm_out(out, left, right) : at::addmm_out(out, out, left, right);
-      }
-      TILEWISE_DISPATCH(filter_float)(packed, p + q, width, out.const_data_ptr<float>(),
-                                      out.stride(0), lengths.data(), relative, block, q * kGroups);
-    }
+    TILEWISE_DISPATCH(filter_float)(packed, codes, search.dim, p, panels, space.a.data(),
+                                    space.padded_dim, lengths.data(), block);
     TILEWISE_DISPATCH(resolve)(search, packed, p, panels, packed.codes, block,
                                space.candidates.data());
   }
@@ -299,19 +275,16 @@ void search_slice(const Problem& problem, const Tensor& codes, Space& space, con
 // The float rung: rows whose codes integers cannot tell apart.
 Rows search_float(const Problem& problem, const Rows& rows) {
   const int64_t n = rows.size();
-  if (n < kFewRows || problem.search.dim == 0) return rows;
+  if (n < kFewRows) return rows;
   const Tensor codes = float_codes(problem);
   const int64_t threads = at::get_num_threads();
-  const int64_t slice = std::min(kSliceRows, (n + threads - 1) / threads);
+  const int64_t slice = std::min(kBlockRows, (n + threads - 1) / threads);
   HardRows hard;
   at::parallel_for(0, (n + slice - 1) / slice, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // not inherited by worker threads
-    const OneThread one_thread;
     Space space(problem, slice, slice);
-    const Tensor dots = at::empty({slice, kDotPanels * kPanel}, at::kFloat);
     for (int64_t i = begin * slice; i < std::min(n, end * slice); i += slice) {
       const int64_t count = std::min(slice, n - i);
-      search_slice(problem, codes, space, rows.data() + i, count, dots);
+      search_slice(problem, codes.const_data_ptr<float>(), space, rows.data() + i, count);
       hard.add(finish_rows(problem, space.rows, count));
     }
   });
@@ -379,9 +352,7 @@ void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t
   }
   const Tensor pack = packed ? *packed : pack_codes(problem.search);
   problem.packed = packed_view(pack, problem.search);
-  // An infinite dot product can be the best one, and a filter knows finite scores only.
-  const bool infinite = metric == Metric::Dot && has_infinite_codes(pack);
-  if (problem.packed.codes < k || infinite) return search_exact(problem, rows);
+  if (problem.packed.codes < k || needs_exact_search(pack)) return search_exact(problem, rows);
   search_exact(problem, search_float(problem, search_integer(problem, rows)));
 }
 

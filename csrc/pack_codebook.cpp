@@ -21,7 +21,7 @@ constexpr double kSmallestScale = 0x1p-40;  // beside a largest element of 1
 
 struct Header {
   int64_t codes_in, dim, metric, limit;  // what it was made of, and for
-  int64_t codes, infinite;
+  int64_t codes, extreme;
   double size, least_bias, largest;
 };
 
@@ -29,6 +29,10 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 
 // Four times what a sum of `dim` products and what is done with it can lose.
 double rounding_of(int64_t dim) { return (dim + 32) * 0x1p-51; }
+
+// Squares of numbers in this range do not overflow, and what vanishes of products beside them is
+// less than the 2^-120 that thresholds allow for.
+bool in_range(double x) { return x >= 0x1p-400 && x <= 0x1p400; }
 
 // Where the arrays lie behind the header. `base` may be null, to find the size.
 template <typename Pointer>
@@ -210,7 +214,10 @@ Tensor pack_codes(const Search& search) {
     if (std::isfinite(codes.norms[j])) {
       codes.finite.push_back(j);
     } else if (!has_nan(search, j)) {
-      header.infinite = true;
+      header.extreme = true;
+    }
+    if (search.metric == Metric::Cosine && codes.norms[j] > 0.0) {
+      header.extreme |= !in_range(codes.norms[j]) && std::isfinite(codes.norms[j]);
     }
   }
   header.codes = codes.finite.size();
@@ -237,6 +244,7 @@ Tensor pack_codes(const Search& search) {
   // Cosine's vectors are no longer than 2 as they are.
   const bool scaled = search.metric != Metric::Cosine && top > 0.0;
   header.size = scaled ? std::exp2(-std::ceil(std::log2(top))) : 1.0;
+  header.extreme |= !in_range(header.size);
   if (search.metric == Metric::L2 && header.codes > 0) {
     header.least_bias = 0.5 * least * header.size * header.size;
   }
@@ -274,10 +282,10 @@ Packed packed_view(const Tensor& packed, const Search& search) {
           arrays.sums,     arrays.scales, arrays.bias,   arrays.length,  arrays.residual};
 }
 
-bool has_infinite_codes(const Tensor& packed) {
+bool needs_exact_search(const Tensor& packed) {
   Header header;
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
-  return header.infinite;
+  return header.extreme;
 }
 
 }  // namespace tilewise

@@ -13,7 +13,8 @@ at::Tensor pack_codes(const Search& search);
 // What pack_codes wrote. Throws if it was packed for another codebook or instruction set.
 Packed packed_view(const at::Tensor& packed, const Search& search);
 
-// Whether a code has an infinity and no NaN: such a code can be the nearest.
-bool has_infinite_codes(const at::Tensor& packed);
+// Whether filters cannot serve this codebook: a code has an infinity and no NaN, and might be the
+// nearest, or (in float64) squares of elements overflow or vanish.
+bool needs_exact_search(const at::Tensor& packed);
 
 }  // namespace tilewise

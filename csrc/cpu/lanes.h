@@ -117,6 +117,30 @@ TILEWISE_INLINE Wide<U> convert(const Wide<T>& a) {
   return out;
 }
 
+// a * b + c, rounded kMultiplyAddRoundings times. The build never makes one of a product and a sum.
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2) || defined(__aarch64__)
+constexpr int kMultiplyAddRoundings = 1;
+#else
+constexpr int kMultiplyAddRoundings = 2;
+#endif
+TILEWISE_INLINE Wide<float> multiply_add(const Wide<float>& a, const Wide<float>& b,
+                                         const Wide<float>& c) {
+  constexpr int parts = Wide<float>::parts;
+  using V [[maybe_unused]] = Wide<float>::Vector;
+  Wide<float> out;
+#if defined(CPU_CAPABILITY_AVX512)
+  TILEWISE_EACH out.v[i] = (V)_mm512_fmadd_ps((__m512)a.v[i], (__m512)b.v[i], (__m512)c.v[i]);
+#elif defined(CPU_CAPABILITY_AVX2)
+  TILEWISE_EACH out.v[i] = (V)_mm256_fmadd_ps((__m256)a.v[i], (__m256)b.v[i], (__m256)c.v[i]);
+#elif defined(__aarch64__)
+  TILEWISE_EACH out.v[i] =
+      (V)vfmaq_f32((float32x4_t)c.v[i], (float32x4_t)a.v[i], (float32x4_t)b.v[i]);
+#else
+  TILEWISE_EACH out.v[i] = a.v[i] * b.v[i] + c.v[i];
+#endif
+  return out;
+}
+
 // Eight floats as doubles.
 TILEWISE_INLINE Wide<double> widen(const float* p) {
   Wide<double> out;

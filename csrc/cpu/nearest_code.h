@@ -129,11 +129,14 @@ struct Parts {
   void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                 \
                       const uint8_t* rows, double row_scale, const int32_t* bias,                \
                       const RowBlock& block);                                                       \
-  /* dots (count, 64 * panels): <a_i, b_j> with a relative error below `relative` of             \
-     lengths[i] * length[j]. */                                                                  \
-  void filter_float(const Packed& packed, int64_t first_panel, int64_t panels, const float* dots, \
-                    int64_t dots_stride, const float* lengths, float relative,                   \
-                    const RowBlock& block, int64_t first_group);                                    \
+  /* out (dim, 64): the codes of a panel in float32. norms: see Search. row (dim): scratch. */   \
+  void pack_floats(const Search& search, const Packed& packed, const double* norms,              \
+                   int64_t panel, float* row, float* out);                                       \
+  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths, \
+     rounded up. */                                                                              \
+  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,  \
+                    int64_t panels, const float* rows, int64_t rows_stride,                      \
+                    const float* lengths, const RowBlock& block);                                \
   /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.     \
      candidates: scratch for as many as there are rows, and twice the groups of `panels`. */     \
   void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,  \
