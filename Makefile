@@ -4,7 +4,7 @@ PY := .venv/bin/python
 OP ?= sigmoid_loss
 DEVICE ?= cpu
 
-.PHONY: help build demo test test-gpu gate fuzz bench bench-quick check format wheel clean
+.PHONY: help build demo vqvae test test-gpu gate fuzz bench bench-quick check format wheel clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,12 +22,16 @@ build: .venv/installed  ## build the C++ extension in place; an unchanged tree r
 demo: build  ## train SigLIP on real image-caption pairs, our loss beside the eager one
 	$(PY) -m examples.siglip
 
+vqvae: build  ## train a VQ-VAE on digits and on pictures, our quantiser beside the eager one
+	$(PY) -m examples.vqvae
+
 test: build  ## run the tests
 	$(PY) -m pytest
 
 test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests/test_sigmoid_loss*.py; \
+	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests/test_sigmoid_loss*.py \
+	        tests/test_nearest_code*.py tests/test_code_sums*.py; \
 	else echo "no CUDA device: nothing was tested on a GPU"; fi
 
 gate: build  ## compile every Triton kernel for every architecture and compare with the table
@@ -39,8 +43,8 @@ fuzz: build  ## the random tests for minutes instead of seconds
 bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)
 
-bench-quick: build  ## a minute of it, into out/bench
-	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE) --quick --no-verify
+bench-quick: build  ## a minute of every op, into out/bench
+	$(PY) -m benchmarks.run --op all --device $(DEVICE) --quick --no-verify
 
 check: build  ## lint, format and types
 	$(PY) -m ruff check .

@@ -24,8 +24,8 @@ struct Segments {
 
   Segments(const int64_t* index, int64_t rows, int64_t codes) : begin(codes + 1) {
     for (int64_t i = 0; i < rows; ++i) {
-      TORCH_CHECK_VALUE(index[i] < codes, "index: expected less than num_codes = ", codes,
-                        ", got ", index[i]);
+      TORCH_CHECK_VALUE(index[i] < codes, "index: expected less than num_codes = ", codes, ", got ",
+                        index[i]);
       if (index[i] >= 0) ++begin[index[i] + 1];
     }
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
@@ -54,9 +54,13 @@ void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const 
   at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / strips, column = task % strips * kTaskColumns;
-      const SumRows rows{x.const_data_ptr(), x.scalar_type() == at::kDouble, x.stride(0), column,
+      const SumRows rows{x.const_data_ptr(),
+                         x.scalar_type() == at::kDouble,
+                         x.stride(0),
+                         column,
                          std::min(kTaskColumns, dim - column),
-                         segments.order.data() + segments.begin[k], count[k]};
+                         segments.order.data() + segments.begin[k],
+                         count[k]};
       TILEWISE_DISPATCH(sum_rows)(rows, sums.mutable_data_ptr(), k * dim + column);
     }
   });
@@ -66,10 +70,9 @@ void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const 
 
 std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64_t num_codes) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  TORCH_CHECK_VALUE(x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) &&
-                        index.size(1) == x.size(1),
-                    "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ",
-                    index.sizes());
+  TORCH_CHECK_VALUE(
+      x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) && index.size(1) == x.size(1),
+      "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ", index.sizes());
   TORCH_CHECK_TYPE(x.is_floating_point() && index.scalar_type() == at::kLong,
                    "x: a floating dtype and index: int64 expected, got ", x.scalar_type(), " and ",
                    index.scalar_type());

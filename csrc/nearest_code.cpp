@@ -25,10 +25,10 @@ namespace {
 using at::Tensor;
 using Rows = std::vector<int64_t>;
 
-constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at a time
+constexpr int64_t kChunkPanels = 64;      // panels that a block of rows meets at a time
 constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
-constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
-constexpr int64_t kFewRows = 8;          // not worth packing a codebook for
+constexpr int64_t kLongestInt = 32768;    // elements of a row whose integer products fit in 32 bits
+constexpr int64_t kFewRows = 8;           // not worth packing a codebook for
 constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
 
 Metric metric_of(c10::string_view name) {
@@ -51,8 +51,8 @@ Matrix matrix_of(const Tensor& x) {
 struct Problem {
   Search search;
   Packed packed;
-  int64_t* index;    // (N, k)
-  float* distance;   // (N, k)
+  int64_t* index;   // (N, k)
+  float* distance;  // (N, k)
 
   void finish(const Row& row) const {
     for (int64_t i = 0; i < search.k; ++i) {
@@ -125,9 +125,7 @@ void sort_by_size(Space& space, int64_t count) {
   int32_t top = 0;
   for (int64_t i = 0; i < count; ++i) top = std::max(top, key(space.rows[i]));
   std::array<int64_t, kBuckets + 1> place{};
-  const auto bucket = [&](const Row& row) {
-    return std::max(key(row) - top + kBuckets - 1, 0);
-  };
+  const auto bucket = [&](const Row& row) { return std::max(key(row) - top + kBuckets - 1, 0); };
   for (int64_t i = 0; i < count; ++i) ++place[bucket(space.rows[i]) + 1];
   std::partial_sum(place.begin(), place.end(), place.begin());
   for (int64_t i = 0; i < count; ++i) space.order[place[bucket(space.rows[i])]++] = &space.rows[i];
@@ -152,9 +150,9 @@ void search_block(const Problem& problem, Space& space, Row** rows, int64_t coun
   for (int64_t i = 0; i < count; ++i) {
     rows[i]->hard |= !(rows[i]->largest <= range);
     if (rows[i]->hard) continue;
-    const double residual = TILEWISE_DISPATCH(quantize_row)(
-        space.a_of(rows[i]), rows[i]->length, packed.depth, scale, limit,
-        space.quads.data() + i * packed.depth);
+    const double residual =
+        TILEWISE_DISPATCH(quantize_row)(space.a_of(rows[i]), rows[i]->length, packed.depth, scale,
+                                        limit, space.quads.data() + i * packed.depth);
     parts.length = std::max(parts.length, (rows[i]->length + residual) * (1.0 + 0x1p-40));
     parts.residual = std::max(parts.residual, residual);
   }
@@ -297,7 +295,8 @@ void search_exact(const Problem& problem, const Rows& rows) {
   const int64_t n = rows.size(), k = search.k;
   if (n == 0) return;
   const int64_t threads = at::get_num_threads();
-  const int64_t parts = std::clamp<int64_t>((4 * threads + n - 1) / n, 1, (search.codes + 1023) / 1024);
+  const int64_t parts =
+      std::clamp<int64_t>((4 * threads + n - 1) / n, 1, (search.codes + 1023) / 1024);
   const int64_t length = (search.codes + parts - 1) / parts;
   std::vector<Row> found(n * parts);
   std::vector<double> distance(n * parts * k);

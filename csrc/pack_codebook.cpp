@@ -160,7 +160,8 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
   const int64_t depth = round_up(search.dim, 4);
   double sizes[kPanel];
   int64_t count = 0;
-  for (; count < std::min(kPanel, header.codes - panel * kPanel); ++count) sizes[count] = codes.largest[order[count]];
+  for (; count < std::min(kPanel, header.codes - panel * kPanel); ++count)
+    sizes[count] = codes.largest[order[count]];
   std::sort(sizes, sizes + count);
   // A few codes far larger than the others are clamped rather than served.
   const double typical = 2.0 * sizes[count * 3 / 4], top = sizes[count - 1];
@@ -276,10 +277,22 @@ Packed packed_view(const Tensor& packed, const Search& search) {
                     "packed: made of another codebook, for another metric or on another machine");
   const Layout<void*> layout(nullptr, header.codes, header.dim);
   const double factor = search.metric == Metric::L2 ? 0.5 : 1.0;
-  return {header.codes,    layout.panels, layout.depth, header.size,     header.least_bias,
-          header.largest,  factor * header.size * header.size,
-          rounding_of(search.dim),        arrays.centre, arrays.order,   arrays.quads,
-          arrays.sums,     arrays.scales, arrays.bias,   arrays.length,  arrays.residual};
+  return {header.codes,
+          layout.panels,
+          layout.depth,
+          header.size,
+          header.least_bias,
+          header.largest,
+          factor * header.size * header.size,
+          rounding_of(search.dim),
+          arrays.centre,
+          arrays.order,
+          arrays.quads,
+          arrays.sums,
+          arrays.scales,
+          arrays.bias,
+          arrays.length,
+          arrays.residual};
 }
 
 bool needs_exact_search(const Tensor& packed) {

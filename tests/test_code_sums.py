@@ -41,7 +41,8 @@ def check(x, index, num_codes):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows, codes, dim", [
-    (0, 5, 3), (1, 1, 1), (50, 7, 5), (100, 300, 64), (130, 3, 65), (70, 1, 129), (9, 4, 0), (5, 0, 3),
+    (0, 5, 3), (1, 1, 1), (50, 7, 5), (100, 300, 64), (130, 3, 65), (70, 1, 129), (9, 4, 0),
+    (5, 0, 3),
 ])
 def test_within_error_budget(room, rows, codes, dim, dtype):
     torch.manual_seed(rows + codes)
@@ -110,7 +111,8 @@ def test_gradients(room):
 
 def test_opcheck(room):
     x, index = torch.randn(2, 9, 4, requires_grad=True), torch.randint(-1, 5, (2, 9))
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # see test_nearest_code
+    # Not the fourth one: see test_nearest_code.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPERATORS[room].code_sums.default, (x, index, 5), test_utils=tests)
 
 

@@ -262,7 +262,9 @@ def test_compiled(room, compiler):
         x = torch.randn(count, 8, requires_grad=True)
         for ours, eager in zip(compiled(x, codebook), step(x, codebook), strict=True):
             torch.testing.assert_close(ours, eager)
-        gradients = [torch.autograd.grad(f(x, codebook)[1], (x, codebook)) for f in (compiled, step)]
+        gradients = [
+            torch.autograd.grad(f(x, codebook)[1], (x, codebook)) for f in (compiled, step)
+        ]
         for ours, eager in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, eager)
 

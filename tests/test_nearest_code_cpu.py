@@ -230,10 +230,49 @@ def test_after_fork():
     assert child.exitcode == 0
 
 
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_settings_of_torch_products_change_nothing(precision):
+    """torch.mm may multiply in bfloat16 under them."""
+    x, codebook = BY_NAME["clusters"].tensors(sizes=(150, 600, 64))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        check(x, codebook)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def extremes():
+    """float64 where squares overflow or vanish, though the numbers do not."""
+    generator = torch.Generator().manual_seed(0)
+    x, codes = (1e-10 * torch.randn(n, 16, dtype=torch.float64, generator=generator)
+                for n in (100, 200))
+    codes[7, 0] = 1.0
+    for power in (-500, -505, -511, 505):
+        yield "l2", x * 2.0**power, codes * 2.0**power
+    far = codes * 1e160
+    far[9], far[9, 0] = 0.0, 1.35e154
+    rows = x * 1e160
+    rows[:, 0] = 1.3e154
+    yield "l2", rows, far  # the nearest code's norm overflows
+    against = -codes.abs()
+    against[9] = 1e200
+    yield "cosine", x.abs(), against  # at a distance of 1, which is the smallest
+    for a, b in ((1e-150, 1e-153), (1e-145, 1e-158), (1e10, 1e-150), (1e-150, 1e10)):
+        yield "dot", x * a, codes * b
+        yield "cosine", x * a, codes * b
+
+
+@pytest.mark.parametrize("case", range(13))
+def test_float64_whose_squares_leave_the_range(case):
+    metric, x, codebook = list(extremes())[case]
+    check(x, codebook, metric)
+
+
 def test_unit_vectors_and_images():
     """A sphere, where distances concentrate, and bytes, where they tie."""
     torch.manual_seed(0)
-    x, codebook = F.normalize(torch.randn(500, 128), dim=1), F.normalize(torch.randn(900, 128), dim=1)
+    x, codebook = (F.normalize(torch.randn(n, 128), dim=1) for n in (300, 600))
     for metric in METRICS:
         check(x, codebook, metric, 2)
     images = torch.randint(0, 256, (300, 48)).float() / 255

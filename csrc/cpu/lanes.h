@@ -40,7 +40,7 @@ struct Wide {
     return out;
   }
   TILEWISE_INLINE void store(T* p) const {
-    TILEWISE_EACH *reinterpret_cast<Anywhere*>(p + i * each) = v[i];
+    TILEWISE_EACH* reinterpret_cast<Anywhere*>(p + i * each) = v[i];
   }
   template <typename U>
   TILEWISE_INLINE U as() const {  // the same bits
@@ -50,13 +50,13 @@ struct Wide {
   }
 };
 
-#define TILEWISE_OPERATOR(op)                                        \
-  template <typename T>                                              \
+#define TILEWISE_OPERATOR(op)                                               \
+  template <typename T>                                                     \
   TILEWISE_INLINE Wide<T> operator op(const Wide<T>& a, const Wide<T>& b) { \
-    constexpr int parts = Wide<T>::parts;                            \
-    Wide<T> out;                                                     \
-    TILEWISE_EACH out.v[i] = a.v[i] op b.v[i];                       \
-    return out;                                                      \
+    constexpr int parts = Wide<T>::parts;                                   \
+    Wide<T> out;                                                            \
+    TILEWISE_EACH out.v[i] = a.v[i] op b.v[i];                              \
+    return out;                                                             \
   }
 TILEWISE_OPERATOR(+)
 TILEWISE_OPERATOR(-)

@@ -12,8 +12,8 @@ namespace {
 
 // Calls take(d, integers) with 16 quantised elements at a time. Returns the norm of the rest.
 template <typename Take>
-TILEWISE_INLINE double quantize(const float* v, double norm, int64_t depth, double scale,
-                                int limit, const Take& take) {
+TILEWISE_INLINE double quantize(const float* v, double norm, int64_t depth, double scale, int limit,
+                                const Take& take) {
   const Floats unit = Floats::all(static_cast<float>(scale));
   const Floats inverse = Floats::all(static_cast<float>(1.0 / scale));
   const Floats high = Floats::all(static_cast<float>(limit)), low = Floats::all(0.0f) - high;
@@ -38,11 +38,11 @@ TILEWISE_INLINE void store_bytes(const Ints& integers, void* out) {
   std::memcpy(out, &bytes, sizeof bytes);
 #elif defined(CPU_CAPABILITY_AVX2)
   const __m256i mask = _mm256_set1_epi32(255);
-  const __m256i words = _mm256_packus_epi32((__m256i)integers.v[0] & mask,
-                                            (__m256i)integers.v[1] & mask);
+  const __m256i words =
+      _mm256_packus_epi32((__m256i)integers.v[0] & mask, (__m256i)integers.v[1] & mask);
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(ordered),
-                                         _mm256_extracti128_si256(ordered, 1));
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
   std::memcpy(out, &bytes, sizeof bytes);
 #else
   int32_t words[16];
@@ -51,8 +51,8 @@ TILEWISE_INLINE void store_bytes(const Ints& integers, void* out) {
 #endif
 }
 
-// Elements that are summed at once: few, so that the bound is tight, and the codes of a panel stay in
-// the nearest cache while all rows of a block meet them.
+// Elements that are summed at once: few, so that the bound is tight, and the codes of a panel stay
+// in the nearest cache while all rows of a block meet them.
 constexpr int64_t kDepth = 64;
 
 // Rows and vectors of codes whose sums fit into the registers.
@@ -129,9 +129,8 @@ TILEWISE_INLINE Floats float_bound(const Packed& packed, int64_t slot, const Flo
 double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,
                     uint8_t* q) {
   const Ints offset = Ints::all(limit + 1);
-  return quantize(v, norm, depth, scale, limit, [&](int64_t d, const Ints& integers) {
-    store_bytes(integers + offset, q + d);
-  });
+  return quantize(v, norm, depth, scale, limit,
+                  [&](int64_t d, const Ints& integers) { store_bytes(integers + offset, q + d); });
 }
 
 double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,
@@ -164,8 +163,8 @@ bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, dou
     for (int64_t j = p * kPanel; j < (p + 1) * kPanel; j += 16) {
       const int64_t at = first_panel * kPanel + j;
       const Floats square = Floats::load(packed.bias + at);
-      const Floats margin = Floats::load(packed.residual + at) * length +
-                            Floats::load(packed.length + at) * residual;
+      const Floats margin =
+          Floats::load(packed.residual + at) * length + Floats::load(packed.length + at) * residual;
       // Rounded down: less the rounding of this line and of the conversion.
       Floats bound = (square - margin - (square + margin) * rounding) * inverse - two;
       valid = valid & if_less(lowest, bound, one, none);  // NaN is not

@@ -7,8 +7,8 @@
 
 namespace tilewise {
 
-constexpr int64_t kPanel = 64;     // codes that share a scale and lie together when packed
-constexpr int64_t kGroups = 16;    // group l of a panel: its codes l, l + 16, l + 32, l + 48
+constexpr int64_t kPanel = 64;      // codes that share a scale and lie together when packed
+constexpr int64_t kGroups = 16;     // group l of a panel: its codes l, l + 16, l + 32, l + 48
 constexpr int64_t kBlockRows = 96;  // rows that share a scale, a multiple of the filter's tile
 constexpr int64_t kMaxK = 16;
 
@@ -34,21 +34,21 @@ struct Search {
 // the codes as their distances do; a_i is row i, transformed likewise. Codes are sorted by their
 // largest element, so that the codes of a panel have similar sizes.
 struct Packed {
-  int64_t codes;         // that are packed: those without NaN and infinity
+  int64_t codes;          // that are packed: those without NaN and infinity
   int64_t panels, depth;  // depth: dim, rounded up to a multiple of 4
   double size;
-  double least_bias;     // min_j ||b_j||^2 / 2, which scores leave out, or 0
-  double largest;        // max_j ||c_j||
+  double least_bias;       // min_j ||b_j||^2 / 2, which scores leave out, or 0
+  double largest;          // max_j ||c_j||
   double distance_factor;  // of a distance in a score: see Row::shift
   double rounding;         // bounds the relative error of sums over dim elements in float64
-  const double* centre;  // (dim)
-  const int64_t* order;  // (panels, 64) which code it is; beyond the last one, the first
-  const int8_t* quads;   // (panels, depth / 4, 64, 4): -q_j, where b_j = scale * q_j + r_j
-  const int32_t* sums;   // (panels, 64) the sum of q_j's elements
-  const float* scales;   // (panels)
-  const float* bias;     // (panels, 64) ||b_j||^2 / 2 - least_bias, or 0; rounded down
-  const float* length;   // (panels, 64) ||b_j||, rounded up
-  const float* residual;  // (panels, 64) ||r_j||, rounded up
+  const double* centre;    // (dim)
+  const int64_t* order;    // (panels, 64) which code it is; beyond the last one, the first
+  const int8_t* quads;     // (panels, depth / 4, 64, 4): -q_j, where b_j = scale * q_j + r_j
+  const int32_t* sums;     // (panels, 64) the sum of q_j's elements
+  const float* scales;     // (panels)
+  const float* bias;       // (panels, 64) ||b_j||^2 / 2 - least_bias, or 0; rounded down
+  const float* length;     // (panels, 64) ||b_j||, rounded up
+  const float* residual;   // (panels, 64) ||r_j||, rounded up
 };
 
 // How the integer filter of this machine quantises: |q| <= limit. Rows are stored as q + limit + 1.
@@ -102,47 +102,47 @@ struct Parts {
   double length, residual;
 };
 
-#define TILEWISE_DECLARE(CAPABILITY)                                                             \
-  namespace CAPABILITY {                                                                         \
-  /* The largest |q| that the integer filter takes here. */                                      \
-  int filter_limit();                                                                            \
-  /* ||row||, in the order of exact distances. */                                               \
-  double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                             \
-  /* sums (dim) += the row times `factor`. */                                                    \
-  void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);     \
-  /* out (dim, up to a multiple of 16): rounded to float. */                                     \
-  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,        \
-                    float* out);                                                                 \
-  /* Fills `row` (but for its index and lists) and a. */                                         \
-  void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);              \
-  /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are \
-     written). A code: -q, in quads that are 256 bytes apart, and the sum of q. norm: of v.      \
-     Returns the norm of v - scale * q, rounded up. */                                           \
-  double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,       \
-                      uint8_t* q);                                                               \
-  double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,      \
-                       int8_t* quads, int32_t& sum);                                             \
-  /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of          \
-     `parts`, the largest of the block. False: out of range. */                                  \
-  bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale, \
-                    const Parts& parts, int limit, int32_t* bias);                               \
-  void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                 \
-                      const uint8_t* rows, double row_scale, const int32_t* bias,                \
-                      const RowBlock& block);                                                       \
-  /* out (dim, 64): the codes of a panel in float32. norms: see Search. row (dim): scratch. */   \
-  void pack_floats(const Search& search, const Packed& packed, const double* norms,              \
-                   int64_t panel, float* row, float* out);                                       \
-  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths, \
-     rounded up. */                                                                              \
-  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,  \
-                    int64_t panels, const float* rows, int64_t rows_stride,                      \
-                    const float* lengths, const RowBlock& block);                                \
-  /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.     \
-     candidates: scratch for as many as there are rows, and twice the groups of `panels`. */     \
-  void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,  \
-               int64_t group_limit, const RowBlock& block, Candidate* candidates);               \
-  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);       \
-  void insert(int64_t k, double distance, int64_t index, Row& row);                              \
+#define TILEWISE_DECLARE(CAPABILITY)                                                               \
+  namespace CAPABILITY {                                                                           \
+  /* The largest |q| that the integer filter takes here. */                                        \
+  int filter_limit();                                                                              \
+  /* ||row||, in the order of exact distances. */                                                  \
+  double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                               \
+  /* sums (dim) += the row times `factor`. */                                                      \
+  void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);       \
+  /* out (dim, up to a multiple of 16): rounded to float. */                                       \
+  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,          \
+                    float* out);                                                                   \
+  /* Fills `row` (but for its index and lists) and a. */                                           \
+  void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);                \
+  /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are   \
+     written). A code: -q, in quads that are 256 bytes apart, and the sum of q. norm: of v.        \
+     Returns the norm of v - scale * q, rounded up. */                                             \
+  double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,         \
+                      uint8_t* q);                                                                 \
+  double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,        \
+                       int8_t* quads, int32_t& sum);                                               \
+  /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of            \
+     `parts`, the largest of the block. False: out of range. */                                    \
+  bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,   \
+                    const Parts& parts, int limit, int32_t* bias);                                 \
+  void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                   \
+                      const uint8_t* rows, double row_scale, const int32_t* bias,                  \
+                      const RowBlock& block);                                                      \
+  /* out (dim, 64): the codes of a panel in float32. norms: see Search. row (dim): scratch. */     \
+  void pack_floats(const Search& search, const Packed& packed, const double* norms, int64_t panel, \
+                   float* row, float* out);                                                        \
+  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths,  \
+     rounded up. */                                                                                \
+  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,    \
+                    int64_t panels, const float* rows, int64_t rows_stride, const float* lengths,  \
+                    const RowBlock& block);                                                        \
+  /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.       \
+     candidates: scratch for as many as there are rows, and twice the groups of `panels`. */       \
+  void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,    \
+               int64_t group_limit, const RowBlock& block, Candidate* candidates);                 \
+  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);         \
+  void insert(int64_t k, double distance, int64_t index, Row& row);                                \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

@@ -44,8 +44,8 @@ double lane_norm(const T* v, int64_t dim) {
 
 // Sums of `term` over the elements of x (dim) and of four codes.
 template <typename X, typename T, typename Term>
-TILEWISE_INLINE void sum_four(const X* x, const T* const (&codes)[4], int64_t dim,
-                              const Term& term, double (&out)[4]) {
+TILEWISE_INLINE void sum_four(const X* x, const T* const (&codes)[4], int64_t dim, const Term& term,
+                              double (&out)[4]) {
   Lanes sums[4] = {Lanes::all(0.0), Lanes::all(0.0), Lanes::all(0.0), Lanes::all(0.0)};
   int64_t d = 0;
   for (; d + 8 <= dim; d += 8) {
@@ -239,7 +239,8 @@ void compare_smallest(const Search& search, const Packed& packed, int64_t first,
                       int64_t ahead, const RowBlock& block, Candidate* smallest) {
   for (int64_t i = 0; i < block.count + ahead; ++i) {
     if (i < block.count && !block.rows[i]->hard && block.rows[i]->found < search.k) {
-      smallest[i].group = static_cast<int32_t>(smallest_group(block.minima + i * block.stride, count));
+      smallest[i].group =
+          static_cast<int32_t>(smallest_group(block.minima + i * block.stride, count));
       if (smallest[i].group >= 0) prefetch_group(search, packed, first + smallest[i].group);
     }
     if (i < ahead) continue;

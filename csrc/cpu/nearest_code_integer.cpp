@@ -182,11 +182,11 @@ struct Pairs {
 // with 16 codes each, 4 and 5 a step of 64 elements of rows and codes, 6 and 7 the last, shorter
 // step.
 #define TILEWISE_LOAD_TILE(n, base, stride) \
-  __asm__ volatile("tileloadd (%0, %1, 1), %%tmm" #n ::"r"(base), "r"(stride) : "memory")
+  __asm__ volatile("tileloadd (%0, %1, 1), %%tmm" #n::"r"(base), "r"(stride) : "memory")
 #define TILEWISE_STORE_TILE(n, base) \
   __asm__ volatile("tilestored %%tmm" #n ", (%0, %1, 1)" ::"r"(base), "r"(64L) : "memory")
 #define TILEWISE_MULTIPLY_TILES(sum, rows, codes) \
-  __asm__ volatile("tdpbusd %%tmm" #codes ", %%tmm" #rows ", %%tmm" #sum ::)
+  __asm__ volatile("tdpbusd %%tmm" #codes ", %%tmm" #rows ", %%tmm" #sum::)
 
 // While it lives, this thread's tile registers have the shapes for rows of `depth` bytes.
 class TileShapes {

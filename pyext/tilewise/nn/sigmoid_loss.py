@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from tilewise.ops import sigmoid_loss
+from tilewise.ops.sigmoid_loss import sigmoid_loss
 
 
 class SigLipLoss(nn.Module):

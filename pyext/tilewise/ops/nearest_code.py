@@ -69,10 +69,10 @@ def nearest_code(
 
     Paper: van den Oord et al., Neural Discrete Representation Learning, NeurIPS 2017.
     """
-    prepared = codebook if isinstance(codebook, PreparedCodebook) else None
-    if prepared is not None:
-        _check_prepared(prepared, metric)
-        codebook = prepared.codebook
+    packed = None
+    if isinstance(codebook, PreparedCodebook):
+        _check_prepared(codebook, metric)
+        packed, codebook = codebook.packed, codebook.codebook
     heads, k = _check(x, codebook, metric, topk)
     if mask is not None:
         mask = _arguments.row_mask("mask", mask, x)
@@ -88,7 +88,7 @@ def nearest_code(
         metric,
         k,
         None if mask is None else flat(mask, heads),
-        prepared.packed if prepared is not None and room == "cpu" else None,
+        packed if room == "cpu" else None,
     )
     shape = x.shape[:-1] if topk is None else (*x.shape[:-1], k)
     return NearestCode(index.reshape(shape), distance.reshape(shape))

@@ -16,7 +16,7 @@ _CHUNK = 2**21  # distances at a time
 class NearestCode(NamedTuple):
     """Which codes are nearest, and how far they are; see `tilewise.nearest_code`."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index, which nobody needs here
     distance: Tensor
 
 
