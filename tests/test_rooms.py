@@ -39,8 +39,12 @@ def test_op_has_a_file_in_every_room(op, room):
 
 @pytest.mark.parametrize("op", OPS)
 def test_signatures_agree(op):
-    ours = inspect.signature(getattr(tw, op))
-    assert ours == inspect.signature(getattr(tw.reference, op))
+    """Names, order and defaults; the public function may take more types."""
+    ours, theirs = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        for function in (getattr(tw, op), getattr(tw.reference, op))
+    )
+    assert ours == theirs
     assert getattr(tw, op).__module__ == f"tilewise.ops.{op}"
     for part in ("Args:", "Returns:", "Cost:", "Raises:", "Paper:"):
         assert part in getattr(tw, op).__doc__, f"{op}: docstring lacks {part}"
