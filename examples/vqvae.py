@@ -1,0 +1,302 @@
+"""VQ-VAE on real pictures: our quantiser beside one in plain PyTorch, from one seed.
+
+    python -m examples.vqvae             # both data sets; about four minutes on two cores
+    python -m examples.vqvae --quick     # a look at every stage in half a minute
+    python -m examples.vqvae --resume    # go on from the checkpoints in --out
+    python -m examples.vqvae --ablate    # also: what keeps the codes of the pictures in use
+
+Neural Discrete Representation Learning, van den Oord et al. 2017 (arXiv 1711.00937): an encoder, a
+codebook whose codes are moving averages, a decoder, gradients straight through. The first third of
+the steps goes without the codebook, which then starts at the k-means of features that mean
+something; codes that hardly any cell chooses start again elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from examples import quantizer_cost, vqvae_report
+from examples import reconstruction as measure
+from examples.autoencoders import DIM, STRIDE, Autoencoder
+from examples.data import CREDIT, DIGITS_CREDIT, split, split_digits
+from examples.quantizer_cost import quantizer
+from examples.training import load_checkpoint, machine, save_checkpoint, warmup_cosine
+
+LEARNING = {"decay": 0.9, "kmeans_init": True, "threshold_ema_dead_code": 1.0}
+ABLATIONS = {
+    "no steps without codes": {"late": False},
+    "no k-means": {"kmeans_init": False},
+    "no revival": {"threshold_ema_dead_code": 0.0},
+    "decay 0.99": {"decay": 0.99},
+    "none of the four": {
+        "late": False, "kmeans_init": False, "threshold_ema_dead_code": 0.0, "decay": 0.99
+    },
+    "16 dimensions, cosine": {"codebook_dim": 16, "use_cosine_sim": True},
+    "rotation trick": {"rotation_trick": True},
+}  # fmt: skip
+LARGE = 8192  # codes of the last row of the cost table
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how long to train on it."""
+
+    name: str
+    train: Tensor  # uint8 (N, C, H, W)
+    heldout: Tensor
+    captions: list[str]  # of the held-out pictures
+    codes: int
+    steps: int
+    batch: int
+    credit: str
+
+    @property
+    def cells(self) -> int:
+        return self.train.shape[2] * self.train.shape[3] // STRIDE**2
+
+    @property
+    def bits(self) -> float:
+        """Of an image's tokens, all codes taken as equally likely."""
+        return self.cells * math.log2(self.codes)
+
+    def images(self, step: int, seed: int) -> Tensor:
+        """Batch `step`: it depends on the seed and its number alone, so a resumed run goes on."""
+        epoch, i = divmod(step, len(self.train) // self.batch)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        return self.train[order[i * self.batch : (i + 1) * self.batch]]
+
+
+def tasks(args) -> list[Task]:
+    (digits, more_digits), (seen, heldout) = split_digits(), split()
+    labels = [f"digit {label}" for label in more_digits.labels.tolist()]
+    every = [
+        Task("digits", digits.images, more_digits.images, labels, 64, args.steps // 2, 64,
+             DIGITS_CREDIT),
+        Task("pictures", seen.images, heldout.images, heldout.captions, 512, args.steps, 16,
+             CREDIT),
+    ]  # fmt: skip
+    return [task for task in every if args.data in (task.name, "both")]
+
+
+# ---- training
+
+
+class Twin:
+    """The eager quantiser on the same features and codes, now and then along the way."""
+
+    def __init__(self, task: Task, options: dict):
+        self.eager = quantizer("eager", DIM, task.codes, **options)
+
+    @torch.no_grad()
+    def before(self, model: Autoencoder, images: Tensor) -> None:
+        self.eager.copy_state(model.quantizer)
+        self.codes = self.eager.codebook.clone()
+        self.features = model.encode(images)
+        _, self.tokens, self.loss = self.eager(self.features)
+
+    def after(self, tokens: Tensor, loss: Tensor) -> list[float]:
+        """Relative difference of the losses; share of other tokens; by how much the eager one's
+        codes are farther away at most, relative to the mean square of the features."""
+        rows = self.features.movedim(1, -1).double()  # (B, h, w, D)
+        eager, ours = ((rows - self.codes[t]).square().sum(-1) for t in (self.tokens, tokens))
+        farther = (eager - ours).max() / rows.square().sum(-1).mean()
+        other = (self.tokens != tokens).float().mean()
+        return [abs(self.loss.item() / loss.item() - 1), other.item(), farther.item()]
+
+
+@torch.no_grad()
+def start_codes(model: Autoencoder, task: Task, images: Tensor, seed: int) -> None:
+    """Gives an eager quantiser the codes at which ours starts, and leaves the random generator
+    where ours would leave it. k-means is not written twice: it would amplify rounding at once."""
+    ours = quantizer("tilewise", DIM, task.codes, kmeans_init=True, decay=1.0)  # nothing moves
+    torch.manual_seed(seed)
+    ours(model.encode(images))
+    model.quantizer.copy_state(ours)
+
+
+def train(
+    kind: str, task: Task, args, progress: Progress, label: str = "", late: bool = True, **changes
+) -> tuple[Autoencoder, dict]:
+    """A trained model and its history. `kind`: "plain", "tilewise" or "eager".
+
+    The two kinds of quantiser differ by nothing else: same weights, batches, random draws and
+    first codes. A checkpoint is written now and then; `args.resume` continues from it.
+    """
+    options = {**LEARNING, **changes}
+    torch.manual_seed(args.seed)
+    model = Autoencoder(task.train.shape[1])
+    if kind != "plain":
+        model.quantizer = quantizer(kind, DIM, task.codes, **options)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
+    history = {name: [] for name in ("loss", "error", "perplexity", "seconds", "apart")}
+    path = args.out / f"{task.name}-{label or kind}.pt".replace(" ", "-")
+    settings = {"steps": task.steps, "batch": task.batch, "codes": task.codes, "seed": args.seed}
+    if args.resume and path.exists():
+        history = load_checkpoint(path, model, optimizer, settings)
+
+    variance = (task.train[::8].float() / 255).var().item()
+    start = task.steps // 3 if late else 0
+    twin = Twin(task, options) if kind == "tilewise" and not label else None
+    bar = progress.add_task(f"{task.name}, {label or kind}", total=task.steps, note="",
+                            completed=len(history["loss"]))  # fmt: skip
+    model.train()
+    for step in range(len(history["loss"]), task.steps):
+        images, seed = task.images(step, args.seed), args.seed * 1_000_003 + step
+        compare = twin is not None and step > start and (step - start) % 10 == 1
+        if compare:
+            twin.before(model, images)
+        began = time.perf_counter()
+        torch.manual_seed(seed)  # what the quantiser draws depends on the step alone
+        if kind == "eager" and step == start:
+            start_codes(model, task, images, seed)
+        rebuilt, tokens, loss = model(images, quantize=step >= start)
+        error = F.mse_loss(rebuilt, images.float() / 255)
+        (error / variance + loss).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = args.rate * warmup_cosine(step, task.steps, warmup=20)
+        optimizer.step()
+        optimizer.zero_grad()
+        history["seconds"].append(time.perf_counter() - began)
+        history["loss"].append(error.item() / variance + loss.item())
+        history["error"].append(error.item())
+        if tokens is not None:
+            perplexity = measure.usage(tokens, task.codes)["perplexity"]
+            history["perplexity"].append([step + 1, perplexity])
+        if compare:
+            history["apart"].append([step + 1, *twin.after(tokens, loss)])
+        if (step + 1) % args.every == 0 or step + 1 == task.steps:
+            save_checkpoint(path, model, optimizer, settings, history)
+        progress.update(bar, advance=1, note=vqvae_report.note(history))
+    return model, history
+
+
+# ---- what came of it
+
+
+def evaluate(model: Autoencoder, task: Task) -> tuple[dict, Tensor, Tensor | None]:
+    """Figures on the held-out pictures, these pictures rebuilt, and their tokens."""
+    rebuilt, tokens = measure.rebuild(model, task.heldout), None
+    found = measure.quality(task.heldout, rebuilt)
+    if model.quantizer is not None:
+        tokens = measure.tokenize(model, task.heldout)
+        found["heldout"] = measure.usage(tokens, task.codes)
+        found["train"] = measure.usage(measure.tokenize(model, task.train), task.codes)
+    return found, rebuilt, tokens
+
+
+def baselines(task: Task) -> dict:
+    images = task.heldout
+    average = measure.mean_image(task.train, images)
+    small, side = measure.thumbnail(images, task.bits)
+    file, bits = measure.webp(images)
+    small_bits = 8 * images.shape[1] * side**2
+    return {
+        "mean image": {"bits": 0, **measure.quality(images, average)},
+        f"{side} × {side} thumbnail": {"bits": small_bits, **measure.quality(images, small)},
+        "smallest WebP": {"bits": bits, **measure.quality(images, file)},
+    }
+
+
+def run(task: Task, args, progress: Progress) -> dict:
+    """Everything about one data set, pictures included."""
+    result = {"heldout": len(task.heldout), "train": len(task.train), "codes": task.codes,
+              "cells": task.cells, "bits": task.bits, "baselines": baselines(task),
+              "png_bits": measure.png_bits(task.heldout), "runs": {}}  # fmt: skip
+    for kind in ("plain", "tilewise", "eager"):
+        model, history = train(kind, task, args, progress)
+        found, rebuilt, tokens = evaluate(model, task)
+        result["runs"][kind] = {**history, **found}
+        if kind == "plain":
+            bound = rebuilt
+        if kind == "tilewise":
+            kept = model
+            vqvae_report.sheet(task, rebuilt, bound, tokens, args.out / f"{task.name}.png")
+            result["patches"] = vqvae_report.mean_patches(model, task)
+    result["cost"] = cost(kept, task, args)
+    if args.ablate and task.name == "pictures":
+        result["ablations"] = {}
+        for label, changes in ABLATIONS.items():
+            model, _ = train("tilewise", task, args, progress, label, **changes)
+            result["ablations"][label] = evaluate(model, task)[0]
+    return result
+
+
+def cost(model: Autoencoder, task: Task, args) -> dict:
+    """Of the quantiser's step, on a batch of the trained encoder's features."""
+    with torch.no_grad():
+        features = model.encode(task.images(0, args.seed))
+    state = model.quantizer.state_dict()
+    return quantizer_cost.measure(
+        args.out / "features.pt", features, task.codes, LEARNING, state, args.measure
+    )
+
+
+def cost_of_many(args) -> dict:
+    """The same with many codes, on features drawn at random."""
+    features = torch.randn(32, DIM, 16, 16, generator=torch.Generator().manual_seed(args.seed))
+    options = {"decay": 0.9, "threshold_ema_dead_code": 0.5}
+    return quantizer_cost.measure(
+        args.out / "features.pt", features, LARGE, options, None, args.measure
+    )
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add: Callable = parser.add_argument
+    add("--steps", type=int, default=600, help="on the pictures; half as many on the digits")
+    add("--data", choices=["digits", "pictures", "both"], default="both", help="what to train on")
+    add("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    add("--ablate", action="store_true", help="also train without each of the tricks")
+    add("--every", type=int, default=100, help="steps between checkpoints")
+    add("--measure", type=float, default=3.0, help="seconds for timing each quantiser step")
+    add("--resume", action="store_true", help="continue from the checkpoints in --out")
+    add("--seed", type=int, default=0, help="of weights, batches and the quantiser's draws")
+    add("--out", type=Path, default=Path("out/vqvae"), help="folder of everything written")
+    add("--quick", action="store_true", help="few steps")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.steps, args.every, args.measure = 60, 30, 0.5
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = arguments(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=None if Console().is_terminal else 110, record=True)
+    console.print(f"[bold]VQ-VAE[/] on {machine()}", highlight=False)
+    columns = [
+        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+    ]  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        results = {task.name: run(task, args, progress) for task in tasks(args)}
+    with console.status(f"one step with {LARGE} codes"):
+        many = cost_of_many(args)
+    patches = {name: result.pop("patches") for name, result in results.items()}
+    vqvae_report.tables(console, results, many)
+    vqvae_report.curves(results, args.out / "curves.png")
+    vqvae_report.codebooks(results, patches, args.out / "codebooks.png")
+    (args.out / "history.json").write_text(json.dumps({**results, "many": many}))
+    console.save_text(str(args.out / "report.txt"), clear=False)
+    names = [*(f"{name}.png" for name in results), "codebooks.png", "curves.png"]
+    console.print("Pictures: " + ", ".join(str(args.out / name) for name in names))
+    return results
+
+
+if __name__ == "__main__":
+    main()

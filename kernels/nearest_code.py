@@ -1,0 +1,306 @@
+"""Exact nearest codes in Triton: a filter on matrix units, then float32, then float64.
+
+`filter_tile` bounds the distances of every row to groups of codes; `recheck` looks, in float32,
+into the groups that may hold the nearest code, and evaluates as the contract wants it, in float64,
+the few codes that float32 cannot tell apart; `brute` evaluates everything, where there is little to
+do, or where bounds mean nothing. Nothing depends on the order of programs, and nothing is read back
+by the host.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from tilewise.kernels import _common
+from tilewise.kernels._common import Tile
+from tilewise.kernels._nearest_code_exact import brute
+from tilewise.kernels._nearest_code_filter import (
+    BOUNDS,
+    LIMITS,
+    filter_tile,
+    measure_codes,
+    pack_codes,
+    pack_rows,
+)
+from tilewise.kernels._nearest_code_recheck import recheck
+
+WORKSPACE_BYTES = 64 << 20  # rounded rows, and bounds of their distances to groups of codes
+GROUP_SIZE = 16
+CENTRE_SAMPLE = 63  # codes that the centre is taken from
+
+
+class Blocks(NamedTuple):
+    """What one program works on at a time, in the kernels without matrix products.
+
+    A tile of the filter has a whole number of pack_rows, recheck_rows and pack_groups, and its
+    depth is one of pack_width: padded operands have room for whole programs.
+    """
+
+    pack_rows: int
+    pack_groups: int
+    pack_width: int  # elements of D
+    recheck_rows: int
+    recheck_groups: int
+    recheck_width: int
+    recheck_warps: int
+    brute_rows: int
+    brute_codes: int
+
+
+class Plan(NamedTuple):
+    """How an architecture runs the kernels."""
+
+    tile: Tile
+    blocks: Blocks
+    options: dict[str, object]  # of kernels whose roundings count
+
+
+BLOCKS = Blocks(
+    pack_rows=16, pack_groups=1, pack_width=32,
+    # A warp for each row: rows have different numbers of groups to look into.
+    recheck_rows=1, recheck_groups=128, recheck_width=32, recheck_warps=1,
+    brute_rows=4, brute_codes=32,
+)
+INTERPRETER_BLOCKS = Blocks(
+    pack_rows=64, pack_groups=4, pack_width=32,
+    recheck_rows=64, recheck_groups=16, recheck_width=32, recheck_warps=1,
+    brute_rows=64, brute_codes=32,
+)
+# static_gate.csv has the figures.
+TILES = {
+    ("sm_80", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=4),
+    ("sm_90", "half"): Tile(128, 128, 64, pieces=1, warps=8, stages=3, tma=True),
+    ("sm_100", "half"): Tile(128, 128, 64, pieces=1, warps=8, stages=3, tma=True),
+    ("sm_120", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=3, tma=True),
+    ("gfx942", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
+    ("gfx90a", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
+    ("interpreter", "half"): Tile(64, 64, 32, pieces=1, warps=1, stages=1, tma=True),
+}
+DEFAULT_TILES = {"half": Tile(128, 128, 32, pieces=1, warps=8, stages=3)}
+# Up to this many products H * N * K * D, `brute` costs less than the launches of all the rest.
+SMALL = {"interpreter": 0}
+DEFAULT_SMALL = 2**24
+
+
+def plan_for(arch: str, k: int) -> Plan:
+    options: dict[str, object] = {"enable_fp_fusion": False}
+    if arch.startswith("sm_"):
+        # Without a limit ptxas takes far more to unroll loops, or spills some to save as many.
+        options["maxnreg"] = 128 if k == 1 else 168
+    blocks = INTERPRETER_BLOCKS if arch == "interpreter" else BLOCKS
+    return Plan(_common.choose_tile(TILES, DEFAULT_TILES, arch, "half"), blocks, options)
+
+
+class Packed(NamedTuple):
+    """A codebook as the filter reads it; see `_nearest_code_filter`."""
+
+    centre: Tensor  # (H, D) float32
+    half: Tensor  # (H,) float32
+    norm: Tensor  # (H, K) float64
+    w: Tensor  # (H, padded, depth) float16
+    bias: Tensor  # (H, padded) float32
+    limits: Tensor  # (H, LIMITS, groups) float32
+
+
+def centre_of(codebook: Tensor, metric: str) -> Tensor:
+    """(H, D) float32: medians of a sample, which single codes cannot move far. Any value is right.
+    """
+    codes = codebook.shape[1]
+    sample = codebook[:, :: max(codes // CENTRE_SAMPLE, 1)].float()
+    if metric == "cosine":
+        sample = torch.nn.functional.normalize(sample, dim=-1)
+    middle = sample.sort(dim=1).values[:, sample.shape[1] // 2]
+    return middle.nan_to_num(0.0, 0.0, 0.0)
+
+
+def strides(x: Tensor) -> tuple[int, int]:
+    """Of heads and rows; one head has 0, whatever its size, so that sizes share binaries."""
+    return x.stride(0) if len(x) > 1 else 0, x.stride(1)
+
+
+def pack_codebook(codebook: Tensor, metric: str, plan: Plan) -> Packed:
+    """Rounds a codebook (H, K, D) of unit stride in a row."""
+    tile, blocks = plan.tile, plan.blocks
+    heads, codes, dim = codebook.shape
+    padded = _common.round_up(codes, tile.cols)
+    depth = _common.round_up(max(dim, 1), tile.depth)
+    groups = padded // GROUP_SIZE
+    centre = centre_of(codebook, metric)
+    norm = codebook.new_empty(heads, codes, dtype=torch.float64)
+    halves = codebook.new_empty(heads, codes, dtype=torch.float32)
+    measure_codes[(triton.cdiv(codes, blocks.pack_rows), heads)](
+        codebook, centre, norm, halves, codes, dim, *strides(codebook),
+        METRIC=metric, ROWS=blocks.pack_rows, WIDTH=blocks.pack_width, **plan.options,
+    )
+    half = halves.amax(1)
+    w = codebook.new_empty(heads, padded, depth, dtype=torch.float16)
+    bias = codebook.new_empty(heads, padded, dtype=torch.float32)
+    limits = codebook.new_empty(heads, LIMITS.value, groups, dtype=torch.float32)
+    pack_codes[(triton.cdiv(groups, blocks.pack_groups), heads)](
+        codebook, centre, norm, half, w, bias, limits, codes, padded, dim, depth,
+        *strides(codebook),
+        METRIC=metric, TILE_N=tile.cols, SIZE=GROUP_SIZE, GROUPS=blocks.pack_groups,
+        WIDTH=blocks.pack_width,
+    )
+    return Packed(centre, half, norm, w, bias, limits)
+
+
+def launch_pack_rows(
+    x: Tensor, packed: Packed, metric: str, plan: Plan
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Rounds rows (H, N, D). Returns norms (H, padded), z (H, padded, depth) and bounds."""
+    heads, rows, dim = x.shape
+    depth = packed.w.shape[2]
+    padded = _common.round_up(rows, plan.tile.rows)
+    norm = None if metric == "l2" else x.new_empty(heads, padded, dtype=torch.float64)
+    z = x.new_empty(heads, padded, depth, dtype=torch.float16)
+    bounds = x.new_empty(heads, BOUNDS.value, padded, dtype=torch.float32)
+    pack_rows[(padded // plan.blocks.pack_rows, heads)](
+        x, packed.centre, packed.half, norm, z, bounds, rows, padded, dim, depth,
+        *strides(x),
+        (dim + 8) * 2.0**-23, (depth + 64) * 2.0**-22, (dim / 8 + 16) * 2.0**-51,
+        METRIC=metric, ROWS=plan.blocks.pack_rows, WIDTH=plan.blocks.pack_width, **plan.options,
+    )
+    return norm, z, bounds
+
+
+def launch_filter(z: Tensor, bounds: Tensor, packed: Packed, plan: Plan) -> Tensor:
+    """The least score of each row and group: (H, padded, groups) float32."""
+    tile = plan.tile
+    heads, rows, depth = z.shape
+    codes = packed.w.shape[1]
+    minima = z.new_empty(heads, rows, codes // GROUP_SIZE, dtype=torch.float32)
+    filter_tile[(rows // tile.rows * (codes // tile.cols), heads)](
+        _common.source(z.flatten(0, 1), tile.rows, tile, "half"),
+        _common.source(packed.w.flatten(0, 1), tile.cols, tile, "half"),
+        packed.bias, bounds, minima, rows, codes, depth,
+        TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, SIZE=GROUP_SIZE, GROUP=8,
+        TMA=tile.tma, num_warps=tile.warps, num_stages=tile.stages,
+    )
+    return minima
+
+
+def launch_recheck(
+    x: Tensor, codebook: Tensor, metric: str, mask: Tensor | None, packed: Packed,
+    norm: Tensor | None, bounds: Tensor, minima: Tensor, index: Tensor, distances: Tensor,
+    plan: Plan,
+) -> Tensor:
+    """Fills index and distances; returns which rows are left to `brute`, (H, N) uint8."""
+    blocks = plan.blocks
+    heads, rows, dim = x.shape
+    k = index.shape[2]
+    left = x.new_empty(heads, rows, dtype=torch.uint8)
+    recheck[(triton.cdiv(rows, blocks.recheck_rows), heads)](
+        x, codebook, mask, norm, packed.norm, packed.bias, minima, bounds, packed.limits,
+        index, distances, left,
+        rows, minima.shape[1], codebook.shape[1], minima.shape[2], dim,
+        *strides(x), *strides(codebook),
+        0 if mask is None else mask.stride(0), index.stride(0),
+        (dim + 32) * 2.0**-23, dim * 2.0**-126,
+        METRIC=metric, TOPK=k, SLOTS=triton.next_power_of_2(k), HAS_MASK=mask is not None,
+        TILE_N=plan.tile.cols, SIZE=GROUP_SIZE, ROWS=blocks.recheck_rows,
+        GROUPS=blocks.recheck_groups, WIDTH=blocks.recheck_width,
+        num_warps=blocks.recheck_warps, **plan.options,
+    )
+    return left
+
+
+def launch_brute(
+    x: Tensor, codebook: Tensor, metric: str, mask: Tensor | None, left: Tensor | None,
+    index: Tensor, distances: Tensor, plan: Plan,
+) -> None:
+    """Fills index and distances, of the rows that are `left` or of all."""
+    heads, rows, dim = x.shape
+    k = index.shape[2]
+    brute[(triton.cdiv(rows, plan.blocks.brute_rows), heads)](
+        x, codebook, mask, left, index, distances, rows, codebook.shape[1], dim,
+        *strides(x), *strides(codebook),
+        0 if mask is None else mask.stride(0), index.stride(0),
+        METRIC=metric, TOPK=k, SLOTS=triton.next_power_of_2(k), HAS_MASK=mask is not None,
+        HAS_LEFT=left is not None, ROWS=plan.blocks.brute_rows, CODES=plan.blocks.brute_codes,
+        **plan.options,
+    )
+
+
+def search(
+    x: Tensor, codebook: Tensor, metric: str, mask: Tensor | None, packed: Packed | None,
+    index: Tensor, distances: Tensor, plan: Plan,
+) -> None:
+    """Fills index and distances (H, N, k) of one chunk of heads and rows."""
+    left = None
+    if packed is not None:
+        norm, z, bounds = launch_pack_rows(x, packed, metric, plan)
+        minima = launch_filter(z, bounds, packed, plan)
+        left = launch_recheck(
+            x, codebook, metric, mask, packed, norm, bounds, minima, index, distances, plan
+        )
+    launch_brute(x, codebook, metric, mask, left, index, distances, plan)
+
+
+def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator[tuple]:
+    """Slices of heads and rows whose workspace fits into WORKSPACE_BYTES, or one tile of rows."""
+    padded = _common.round_up(rows, tile.rows)
+    room = padded * heads
+    if packed is not None:  # z, minima, bounds, norm, left
+        row_bytes = 2 * packed.w.shape[2] + 4 * (packed.limits.shape[2] + BOUNDS.value) + 9
+        room = max(WORKSPACE_BYTES // (row_bytes * tile.rows), 1) * tile.rows
+    some_heads = min(max(room // padded, 1), 65535)  # what a grid can hold
+    pieces = triton.cdiv(padded, min(room, padded))  # of about the same size
+    some_rows = _common.round_up(triton.cdiv(rows, pieces), tile.rows)
+    for h in range(0, heads, some_heads):
+        for r in range(0, rows, some_rows):
+            yield slice(h, h + some_heads), slice(r, r + some_rows)
+
+
+def _nearest_code(x, codebook, metric, k, mask):
+    heads, rows, dim = x.shape
+    index = x.new_empty(heads, rows, k, dtype=torch.int64)
+    distances = x.new_empty(heads, rows, k, dtype=torch.float32)
+    if heads == 0 or rows == 0:
+        return index, distances
+    x = x if x.stride(2) == 1 else x.contiguous()
+    codebook = codebook if codebook.stride(2) == 1 else codebook.contiguous()
+    mask = None if mask is None else mask.contiguous().view(torch.uint8)
+    arch = _common.architecture(x.device)
+    plan = plan_for(arch, k)
+    packed = None
+    if x.numel() * codebook.shape[1] > SMALL.get(arch, DEFAULT_SMALL) and dim < 2**20:
+        packed = pack_codebook(codebook, metric, plan)
+    for h, r in chunks(heads, rows, packed, plan.tile):
+        search(
+            x[h, r], codebook[h], metric, None if mask is None else mask[h, r],
+            None if packed is None else Packed(*(part[h] for part in packed)),
+            index[h, r], distances[h, r], plan,
+        )
+    return index, distances
+
+
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str, k: int, mask: Tensor | None, packed: None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest codes of each row, exactly as the reference has them, without a host sync.
+
+    Args:
+        x: (H, N, D), float16, bfloat16 or float32, any strides.
+        codebook: (H, K, D), the same.
+        metric: "l2", "cosine" or "dot".
+        mask: (H, N) bool, or None; rows where it is False get index -1 and distance 0.
+        packed: nothing, here.
+
+    Returns:
+        index (H, N, k) int64, distance (H, N, k) float32. Equal bits on every run.
+
+    Cost: a product of N*K*D in float16 and a few distances in float32 and float64 for each row.
+    Memory 2 bytes for each element of the codebook, and K / 4 + 2 * D + 25 bytes for each row (K
+    and D rounded up to a tile's), of which WORKSPACE_BYTES at a time.
+    """
+    for name, value in (("x", x), ("codebook", codebook)):
+        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {value.dtype}")
+    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), on_device:
+        return _nearest_code(x, codebook, metric, k, mask)
