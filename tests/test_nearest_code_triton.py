@@ -217,6 +217,14 @@ def test_rows_of_zeros_are_as_far_from_every_finite_code(metric):
     check(x, codes, metric, 2)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("x_scale, code_scale", [(8e37, 1e-2), (1e-2, 8e37), (8e37, 1e-40)])
+def test_norms_that_float32_does_not_hold(x_scale, code_scale, metric):
+    x, codes = draw(normal, 30, 60, 40)
+    check(x.clamp(-4, 4) * x_scale, codes.clamp(-4, 4) * code_scale, metric, 2)
+    check(x[::7].clamp(-4, 4) * x_scale, codes.clamp(-4, 4) * code_scale, metric)
+
+
 def bounds_of(x, codebook, metric):
     """What the filter makes of (N, D) rows: scores and margins (N, groups), s, t, m, groups."""
     plan = kernels.plan_for("interpreter", 1)
