@@ -52,9 +52,11 @@ def estimate(
     elif METRIC == "dot":
         error = x_norm * code_norm * sum_error + underflow
         value = -value
-    else:  # a norm of 0 leads to NaN
+    else:
+        # A norm of 0 leads to NaN here, one that is infinite in float32 to 0 (or NaN). Where the
+        # scale is subnormal its error is up to 2^-150, that of a finite sum times it 2^-22.
         scale = (1.0 / x_norm) * (1.0 / code_norm)
-        error = scale * underflow + sum_error
+        error = tl.where(scale > 0, scale * underflow + sum_error, float("inf"))
         value = 1.0 - value * scale
     known = (tl.abs(value) < float("inf")) & (error < float("inf"))
     return (
