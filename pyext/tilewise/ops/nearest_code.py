@@ -59,7 +59,8 @@ def nearest_code(
 
     Cost: a product of N * K * D in 8-bit integers (AVX-512 VNNI, AVX2) and a few distances in
     float64 for each row; where the data is such that integers cannot tell its codes apart, a
-    product in float32 as well. Memory O((N + K) * D) plus a fixed workspace for each thread.
+    product in float32 as well. Memory O((N + K) * D) plus a fixed workspace for each thread. On
+    CUDA: a product in float16 on matrix units instead, and a workspace of at most 64 MiB.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
