@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "rows.h"
 
 namespace tilewise {
 namespace {
@@ -37,30 +38,23 @@ struct Segments {
   }
 };
 
-// Codes and columns are cut so that a thread has about `kTaskElements` to add: one code may have
-// nearly all the rows. Where the cuts lie changes no sum.
-constexpr int64_t kTaskElements = 65536;
-constexpr int64_t kTaskColumns = 64;
+constexpr int64_t kTaskElements = 65536;  // that a thread adds at least, about
 
+// A thread takes some columns of some codes. Which it takes changes no sum.
 void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const Tensor& sums) {
   const int64_t codes = counts.size(0), dim = x.size(1);
   const Segments segments(index.const_data_ptr<int64_t>(), x.size(0), codes);
   auto* count = counts.mutable_data_ptr<int64_t>();
   for (int64_t k = 0; k < codes; ++k) count[k] = segments.begin[k + 1] - segments.begin[k];
 
-  const int64_t strips = (dim + kTaskColumns - 1) / kTaskColumns;
+  const int64_t strips = (dim + kSumColumns - 1) / kSumColumns;
   const int64_t rows_each = segments.order.size() / std::max<int64_t>(codes, 1) + 1;
-  const int64_t grain = std::max<int64_t>(1, kTaskElements / (rows_each * kTaskColumns));
+  const int64_t grain = std::max<int64_t>(1, kTaskElements / (rows_each * kSumColumns));
   at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task / strips, column = task % strips * kTaskColumns;
-      const SumRows rows{x.const_data_ptr(),
-                         x.scalar_type() == at::kDouble,
-                         x.stride(0),
-                         column,
-                         std::min(kTaskColumns, dim - column),
-                         segments.order.data() + segments.begin[k],
-                         count[k]};
+      const int64_t k = task / strips, column = task % strips * kSumColumns;
+      const SumRows rows{matrix_of(x), column, std::min(kSumColumns, dim - column),
+                         segments.order.data() + segments.begin[k], count[k]};
       TILEWISE_DISPATCH(sum_rows)(rows, sums.mutable_data_ptr(), k * dim + column);
     }
   });
@@ -77,13 +71,11 @@ std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64
                    "x: a floating dtype and index: int64 expected, got ", x.scalar_type(), " and ",
                    index.scalar_type());
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor rows = x.to(type), codes = index.contiguous();
+  const Tensor codes = index.contiguous();
   const Tensor counts = at::empty({x.size(0), num_codes}, index.options());
   const Tensor sums = at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(type));
   for (int64_t h = 0; h < x.size(0); ++h) {
-    const Tensor head = rows.select(0, h);
-    sum_head(head.stride(1) == 1 ? head : head.contiguous(), codes.select(0, h),
-             counts.select(0, h), sums.select(0, h));
+    sum_head(readable(x.select(0, h)), codes.select(0, h), counts.select(0, h), sums.select(0, h));
   }
   return {counts, sums};
 }

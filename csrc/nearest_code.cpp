@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <mutex>
 #include <numeric>
 #include <optional>
@@ -18,6 +17,7 @@
 
 #include "ops.h"
 #include "pack_codebook.h"
+#include "rows.h"
 
 namespace tilewise {
 namespace {
@@ -35,16 +35,6 @@ Metric metric_of(c10::string_view name) {
   TORCH_CHECK_VALUE(name == "l2" || name == "cosine" || name == "dot",
                     "metric: expected l2, cosine or dot, got ", name);
   return name == "l2" ? Metric::L2 : name == "cosine" ? Metric::Cosine : Metric::Dot;
-}
-
-// (rows, dim) in float or double, elements of a row side by side. Keep it while `Matrix` is used.
-Tensor readable(const Tensor& x) {
-  const Tensor wide = x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-  return wide.stride(-1) == 1 || wide.size(-1) <= 1 ? wide : wide.contiguous();
-}
-
-Matrix matrix_of(const Tensor& x) {
-  return {x.const_data_ptr(), x.scalar_type() == at::kDouble, x.stride(0)};
 }
 
 // One head's search: where results go, and everything that the rungs share.
@@ -112,20 +102,15 @@ class HardRows {
   Rows rows_;
 };
 
-// Rows of similar size side by side, since a block's rows share a scale: into buckets, eight an
-// octave.
+// Rows of similar size side by side, since a block's rows share a scale.
 void sort_by_size(Space& space, int64_t count) {
   constexpr int kBuckets = 256;
-  const auto key = [](const Row& row) {
-    const auto x = static_cast<float>(row.largest);
-    int32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits >> 20;  // exponent and three bits
-  };
   int32_t top = 0;
-  for (int64_t i = 0; i < count; ++i) top = std::max(top, key(space.rows[i]));
+  for (int64_t i = 0; i < count; ++i) top = std::max(top, size_step(space.rows[i].largest));
   std::array<int64_t, kBuckets + 1> place{};
-  const auto bucket = [&](const Row& row) { return std::max(key(row) - top + kBuckets - 1, 0); };
+  const auto bucket = [&](const Row& row) {
+    return std::max(size_step(row.largest) - top + kBuckets - 1, 0);
+  };
   for (int64_t i = 0; i < count; ++i) ++place[bucket(space.rows[i]) + 1];
   std::partial_sum(place.begin(), place.end(), place.begin());
   for (int64_t i = 0; i < count; ++i) space.order[place[bucket(space.rows[i])]++] = &space.rows[i];
@@ -237,8 +222,8 @@ Tensor float_codes(const Problem& problem) {
   at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> row((dim + 15) / 16 * 16);
     for (int64_t p = begin; p < end; ++p) {
-      TILEWISE_DISPATCH(pack_floats)(problem.search, problem.packed, problem.search.norms, p,
-                                     row.data(), out + p * dim * kPanel);
+      TILEWISE_DISPATCH(pack_floats)(problem.search, problem.packed, p, row.data(),
+                                     out + p * dim * kPanel);
     }
   });
   return codes;
@@ -325,17 +310,6 @@ void search_exact(const Problem& problem, const Rows& rows) {
   }
 }
 
-Tensor exact_norms(const Search& search) {
-  const Tensor norms = at::empty({search.codes}, at::kDouble);
-  auto* out = norms.mutable_data_ptr<double>();
-  at::parallel_for(0, search.codes, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      out[j] = TILEWISE_DISPATCH(exact_norm)(search.codebook, j, search.dim);
-    }
-  });
-  return norms;
-}
-
 void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t k,
                  const Rows& rows, const std::optional<Tensor>& packed, int64_t* index,
                  float* distance) {
@@ -343,14 +317,16 @@ void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t
   Problem problem{{metric, k, codes.size(0), codes.size(1), matrix_of(x_rows), matrix_of(codes)}};
   problem.index = index;
   problem.distance = distance;
-  const Tensor norms = metric == Metric::Cosine ? exact_norms(problem.search) : Tensor();
-  if (norms.defined()) problem.search.norms = norms.const_data_ptr<double>();
   const int64_t n = rows.size();
   if (!packed && (n < kFewRows || problem.search.codes <= kPanel / 2)) {
+    const bool cosine = metric == Metric::Cosine;
+    const std::vector<double> norms = cosine ? exact_norms(problem.search) : std::vector<double>();
+    if (cosine) problem.search.norms = norms.data();
     return search_exact(problem, rows);
   }
   const Tensor pack = packed ? *packed : pack_codes(problem.search);
   problem.packed = packed_view(pack, problem.search);
+  problem.search.norms = problem.packed.norms;
   if (problem.packed.codes < k || needs_exact_search(pack)) return search_exact(problem, rows);
   search_exact(problem, search_float(problem, search_integer(problem, rows)));
 }

@@ -30,47 +30,38 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 // Four times what a sum of `dim` products and what is done with it can lose.
 double rounding_of(int64_t dim) { return (dim + 32) * 0x1p-51; }
 
-// Squares of numbers in this range do not overflow, and what vanishes of products beside them is
-// less than the 2^-120 that thresholds allow for.
-bool in_range(double x) { return x >= 0x1p-400 && x <= 0x1p400; }
-
-// Where the arrays lie behind the header. `base` may be null, to find the size.
-template <typename Pointer>
-struct Layout {
-  int64_t panels, depth, bytes = round_up(sizeof(Header), kAlign);
-  Pointer base;
-
-  Layout(Pointer base, int64_t codes, int64_t dim)
-      : panels((codes + kPanel - 1) / kPanel), depth(round_up(dim, 4)), base(base) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* const array = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + bytes);
-    bytes = round_up(bytes + count * static_cast<int64_t>(sizeof(T)), kAlign);
-    return array;
-  }
-};
-
+// Where the arrays lie behind the header.
 struct Arrays {
-  double* centre;
+  int64_t panels, depth, bytes;
+  double *centre, *norms;
   int64_t* order;
   int8_t* quads;
   int32_t* sums;
   float *scales, *bias, *length, *residual;
-  int64_t bytes;
 
-  Arrays(void* base, int64_t codes, int64_t dim) {
-    Layout<void*> layout(base, codes, dim);
-    const int64_t slots = layout.panels * kPanel;
-    centre = layout.take<double>(round_up(dim, 8));
-    order = layout.take<int64_t>(slots);
-    quads = layout.take<int8_t>(slots * layout.depth);
-    sums = layout.take<int32_t>(slots);
-    scales = layout.take<float>(layout.panels);
-    bias = layout.take<float>(slots);
-    length = layout.take<float>(slots);
-    residual = layout.take<float>(slots);
-    bytes = layout.bytes;
+  // `base` may be null, to find the size.
+  Arrays(void* base, const Header& header)
+      : panels((header.codes + kPanel - 1) / kPanel),
+        depth(round_up(header.dim, 4)),
+        bytes(round_up(sizeof(Header), kAlign)) {
+    const int64_t slots = panels * kPanel;
+    const bool cosine = header.metric == static_cast<int64_t>(Metric::Cosine);
+    place(base, centre, round_up(header.dim, 8));
+    place(base, norms, cosine ? header.codes_in : 0);
+    place(base, order, slots);
+    place(base, quads, slots * depth);
+    place(base, sums, slots);
+    place(base, scales, panels);
+    place(base, bias, slots);
+    place(base, length, slots);
+    place(base, residual, slots);
+  }
+
+ private:
+  template <typename T>
+  void place(void* base, T*& array, int64_t count) {
+    array = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + bytes);
+    bytes = round_up(bytes + count * static_cast<int64_t>(sizeof(T)), kAlign);
   }
 };
 
@@ -81,11 +72,6 @@ void for_codes(int64_t codes, int64_t dim, const Function& function) {
     std::vector<float> row(round_up(dim, 16));
     for (int64_t j = begin; j < end; ++j) function(j, row.data());
   });
-}
-
-// A code's direction for cosine, the code for other metrics; 0 stays 0.
-double before_centring(const Search& search, double norm) {
-  return search.metric == Metric::Cosine && norm > 0.0 ? 1.0 / norm : 1.0;
 }
 
 // The middle of nine means, in each element: any centre is right, and one code far away from all
@@ -99,8 +85,8 @@ void find_centre(const Search& search, const std::vector<double>& norms, double*
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t j = part; j < search.codes; j += kParts) {
         if (!std::isfinite(norms[j])) continue;
-        TILEWISE_DISPATCH(add_row)(search.codebook, j, dim, before_centring(search, norms[j]),
-                                   sums.data() + part * dim);
+        const double factor = code_transform(search, norms[j], nullptr, 1.0).pre;
+        TILEWISE_DISPATCH(add_row)(search.codebook, j, dim, factor, sums.data() + part * dim);
         ++counts[part];
       }
     }
@@ -122,16 +108,11 @@ void find_centre(const Search& search, const std::vector<double>& norms, double*
   }
 }
 
-// Where the codes go: by their largest elements (at most 1), in eight steps an octave.
+// Where the codes go: by their largest elements, which are at most 1.
 std::vector<int64_t> sorted(const std::vector<int64_t>& finite, const std::vector<double>& largest,
                             double size) {
   constexpr int kSteps = 1024;
-  const auto bucket = [&](int64_t j) {
-    const auto x = static_cast<float>(largest[j] * size);
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return std::min<int>(bits >> 20, kSteps - 1);  // exponent and three bits
-  };
+  const auto bucket = [&](int64_t j) { return std::min(size_step(largest[j] * size), kSteps - 1); };
   std::vector<int64_t> place(kSteps + 1), result(finite.size());
   for (const int64_t j : finite) ++place[bucket(j) + 1];
   std::partial_sum(place.begin(), place.end(), place.begin());
@@ -157,11 +138,9 @@ struct Codes {
 void pack_panel(const Search& search, const Header& header, const Codes& codes, const Arrays& out,
                 int64_t panel, float* row) {
   const int64_t* order = out.order + panel * kPanel;
-  const int64_t depth = round_up(search.dim, 4);
   double sizes[kPanel];
-  int64_t count = 0;
-  for (; count < std::min(kPanel, header.codes - panel * kPanel); ++count)
-    sizes[count] = codes.largest[order[count]];
+  const int64_t count = std::min(kPanel, header.codes - panel * kPanel);
+  for (int64_t i = 0; i < count; ++i) sizes[i] = codes.largest[order[i]];
   std::sort(sizes, sizes + count);
   // A few codes far larger than the others are clamped rather than served.
   const double typical = 2.0 * sizes[count * 3 / 4], top = sizes[count - 1];
@@ -177,14 +156,14 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
       out.length[slot] = out.residual[slot] = 0.0f;
       continue;
     }
-    TILEWISE_DISPATCH(transform)(
-        search.codebook, j, search.dim,
-        {before_centring(search, codes.norms[j]), out.centre, true, header.size}, row);
+    TILEWISE_DISPATCH(transform)(search.codebook, j, search.dim,
+                                 code_transform(search, codes.norms[j], out.centre, header.size),
+                                 row);
     const double square = codes.squares[j] * header.size * header.size;
     const double norm = std::sqrt(square) * (1.0 + rounding);
     const double residual = TILEWISE_DISPATCH(quantize_code)(
-        row, norm, depth, out.scales[panel], static_cast<int>(header.limit),
-        out.quads + panel * kPanel * depth + 4 * i, out.sums[slot]);
+        row, norm, out.depth, out.scales[panel], static_cast<int>(header.limit),
+        out.quads + panel * kPanel * out.depth + 4 * i, out.sums[slot]);
     const double bias = search.metric == Metric::L2 ? 0.5 * square : 0.0;
     out.residual[slot] = round_up_to_float(residual);
     out.length[slot] = round_up_to_float(norm);
@@ -203,12 +182,17 @@ bool has_nan(const Search& search, int64_t code) {
 
 }  // namespace
 
+std::vector<double> exact_norms(const Search& search) {
+  std::vector<double> norms(search.codes);
+  for_codes(search.codes, search.dim, [&](int64_t j, float*) {
+    norms[j] = TILEWISE_DISPATCH(exact_norm)(search.codebook, j, search.dim);
+  });
+  return norms;
+}
+
 Tensor pack_codes(const Search& search) {
   const int64_t count = search.codes, dim = search.dim;
-  Codes codes{std::vector<double>(count), std::vector<double>(count), std::vector<double>(count)};
-  for_codes(count, dim, [&](int64_t j, float*) {
-    codes.norms[j] = TILEWISE_DISPATCH(exact_norm)(search.codebook, j, dim);
-  });
+  Codes codes{exact_norms(search), std::vector<double>(count), std::vector<double>(count)};
   Header header{count, dim, static_cast<int64_t>(search.metric), TILEWISE_DISPATCH(filter_limit)()};
   codes.finite.reserve(count);
   for (int64_t j = 0; j < count; ++j) {
@@ -223,16 +207,17 @@ Tensor pack_codes(const Search& search) {
   }
   header.codes = codes.finite.size();
 
-  const int64_t bytes = Arrays(nullptr, header.codes, dim).bytes;
-  const Tensor result = at::empty({bytes}, at::kByte);
-  const Arrays out(result.mutable_data_ptr(), header.codes, dim);
+  const Tensor result = at::empty({Arrays(nullptr, header).bytes}, at::kByte);
+  const Arrays out(result.mutable_data_ptr(), header);
+  if (search.metric == Metric::Cosine) {
+    std::copy(codes.norms.begin(), codes.norms.end(), out.norms);
+  }
   std::fill(out.centre, out.centre + round_up(dim, 8), 0.0);
   find_centre(search, codes.norms, out.centre);
   for_codes(header.codes, dim, [&](int64_t i, float* row) {
     const int64_t j = codes.finite[i];
     const Moments moments = TILEWISE_DISPATCH(transform)(
-        search.codebook, j, dim, {before_centring(search, codes.norms[j]), out.centre, true, 1.0},
-        row);
+        search.codebook, j, dim, code_transform(search, codes.norms[j], out.centre, 1.0), row);
     codes.largest[j] = moments.largest;
     codes.squares[j] = moments.square;
   });
@@ -249,13 +234,13 @@ Tensor pack_codes(const Search& search) {
   if (search.metric == Metric::L2 && header.codes > 0) {
     header.least_bias = 0.5 * least * header.size * header.size;
   }
-  const int64_t panels = (header.codes + kPanel - 1) / kPanel;
   const std::vector<int64_t> order = sorted(codes.finite, codes.largest, header.size);
-  std::fill(out.order, out.order + panels * kPanel, order.empty() ? 0 : order[0]);
+  const int64_t slots = out.panels * kPanel;
+  std::fill(out.order, out.order + slots, order.empty() ? 0 : order[0]);
   std::copy(order.begin(), order.end(), out.order);
-  std::memset(out.quads, 0, panels * kPanel * round_up(dim, 4));
+  std::memset(out.quads, 0, slots * out.depth);
   const int64_t grain = std::max<int64_t>(1, 256 / std::max<int64_t>(dim, 1));
-  at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, out.panels, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> row(round_up(dim, 16));
     for (int64_t p = begin; p < end; ++p) pack_panel(search, header, codes, out, p, row.data());
   });
@@ -269,17 +254,16 @@ Packed packed_view(const Tensor& packed, const Search& search) {
                         packed.numel() >= static_cast<int64_t>(sizeof header),
                     "packed: not a packed codebook");
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
-  const Arrays arrays(const_cast<void*>(packed.const_data_ptr()), header.codes, header.dim);
+  const Arrays arrays(const_cast<void*>(packed.const_data_ptr()), header);
   TORCH_CHECK_VALUE(header.codes_in == search.codes && header.dim == search.dim &&
                         header.metric == static_cast<int64_t>(search.metric) &&
                         header.limit == TILEWISE_DISPATCH(filter_limit)() &&
                         packed.numel() >= arrays.bytes,
                     "packed: made of another codebook, for another metric or on another machine");
-  const Layout<void*> layout(nullptr, header.codes, header.dim);
   const double factor = search.metric == Metric::L2 ? 0.5 : 1.0;
   return {header.codes,
-          layout.panels,
-          layout.depth,
+          arrays.panels,
+          arrays.depth,
           header.size,
           header.least_bias,
           header.largest,
@@ -292,7 +276,8 @@ Packed packed_view(const Tensor& packed, const Search& search) {
           arrays.scales,
           arrays.bias,
           arrays.length,
-          arrays.residual};
+          arrays.residual,
+          search.metric == Metric::Cosine ? arrays.norms : nullptr};
 }
 
 bool needs_exact_search(const Tensor& packed) {

@@ -3,9 +3,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "cpu/nearest_code.h"
 
 namespace tilewise {
+
+// The norms of all codes, as exact distances need them.
+std::vector<double> exact_norms(const Search& search);
 
 // codebook (K, D); see `packed_view`.
 at::Tensor pack_codes(const Search& search);

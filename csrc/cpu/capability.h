@@ -2,6 +2,8 @@
 // each of them once per set, in a namespace of the set's name; the choice is made at run time.
 #pragma once
 
+#define TILEWISE_INLINE inline __attribute__((always_inline))
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define TILEWISE_FOR_EACH_CAPABILITY(F) F(DEFAULT) F(AVX2) F(AVX512)
 #else

@@ -5,16 +5,14 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kColumns = 64;
-
 template <typename T>
 void sum(const SumRows& rows, T* out) {
-  double sums[kColumns] = {};
-  const T* x = static_cast<const T*>(rows.x) + rows.column;
+  double sums[kSumColumns] = {};
+  const T* x = static_cast<const T*>(rows.x.data) + rows.column;
   for (int64_t i = 0; i < rows.count; ++i) {
-    const T* row = x + rows.rows[i] * rows.stride;
-    if (rows.columns == kColumns) {  // a constant number of columns stays in registers
-      for (int64_t c = 0; c < kColumns; ++c) sums[c] += row[c];
+    const T* row = x + rows.rows[i] * rows.x.stride;
+    if (rows.columns == kSumColumns) {  // a constant number of columns stays in registers
+      for (int64_t c = 0; c < kSumColumns; ++c) sums[c] += row[c];
     } else {
       for (int64_t c = 0; c < rows.columns; ++c) sums[c] += row[c];
     }
@@ -25,8 +23,8 @@ void sum(const SumRows& rows, T* out) {
 }  // namespace
 
 void sum_rows(const SumRows& rows, void* out, int64_t at) {
-  rows.is_double ? sum(rows, static_cast<double*>(out) + at)
-                 : sum(rows, static_cast<float*>(out) + at);
+  rows.x.is_double ? sum(rows, static_cast<double*>(out) + at)
+                   : sum(rows, static_cast<float*>(out) + at);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -4,14 +4,16 @@
 #include <cstdint>
 
 #include "capability.h"
+#include "matrix.h"
 
 namespace tilewise {
 
-// Some columns of some rows of x (float or double).
+constexpr int64_t kSumColumns = 64;  // whose sums a call keeps in registers
+
+// Some columns of some rows of x.
 struct SumRows {
-  const void* x;
-  bool is_double;
-  int64_t stride, column, columns;  // at most 64 columns
+  Matrix x;
+  int64_t column, columns;  // at most kSumColumns
   const int64_t* rows;
   int64_t count;
 };

@@ -175,14 +175,14 @@ bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, dou
   return fold(valid, Smallest()) == 1;
 }
 
-void pack_floats(const Search& search, const Packed& packed, const double* norms, int64_t panel,
-                 float* row, float* out) {
+void pack_floats(const Search& search, const Packed& packed, int64_t panel, float* row,
+                 float* out) {
   for (int64_t i = 0; i < kPanel; ++i) {
     const int64_t slot = panel * kPanel + i;
     if (slot < packed.codes) {
       const int64_t j = packed.order[slot];
-      const double norm = norms ? norms[j] : 1.0;
-      const Transform how{norm > 0.0 ? 1.0 / norm : 1.0, packed.centre, true, packed.size};
+      const double norm = search.norms ? search.norms[j] : 1.0;
+      const Transform how = code_transform(search, norm, packed.centre, packed.size);
       transform(search.codebook, j, search.dim, how, row);
     }
     for (int64_t d = 0; d < search.dim; ++d) {

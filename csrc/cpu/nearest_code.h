@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "capability.h"
+#include "matrix.h"
 
 namespace tilewise {
 
@@ -13,13 +15,6 @@ constexpr int64_t kBlockRows = 96;  // rows that share a scale, a multiple of th
 constexpr int64_t kMaxK = 16;
 
 enum class Metric { L2, Cosine, Dot };
-
-// A matrix of float or double with `stride` elements between its rows.
-struct Matrix {
-  const void* data;
-  bool is_double;
-  int64_t stride;
-};
 
 struct Search {
   Metric metric;
@@ -49,6 +44,7 @@ struct Packed {
   const float* bias;       // (panels, 64) ||b_j||^2 / 2 - least_bias, or 0; rounded down
   const float* length;     // (panels, 64) ||b_j||, rounded up
   const float* residual;   // (panels, 64) ||r_j||, rounded up
+  const double* norms;     // see Search
 };
 
 // How the integer filter of this machine quantises: |q| <= limit. Rows are stored as q + limit + 1.
@@ -92,6 +88,25 @@ struct Transform {
   double post;
 };
 
+// What makes b_j of a code with that norm; see Packed.
+TILEWISE_INLINE Transform code_transform(const Search& search, double norm, const double* centre,
+                                         double size) {
+  const bool divide = search.metric == Metric::Cosine && norm > 0.0;  // 0 stays 0
+  return {divide ? 1.0 / norm : 1.0, centre, true, size};
+}
+
+// Squares of numbers in this range do not overflow, and what vanishes of products beside them is
+// less than the 2^-120 that thresholds allow for.
+TILEWISE_INLINE bool in_range(double x) { return x >= 0x1p-400 && x <= 0x1p400; }
+
+// Steps that sizes are sorted in, eight an octave: the exponent of a float and three more bits.
+TILEWISE_INLINE int32_t size_step(double size) {
+  const auto x = static_cast<float>(size);
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits >> 20;
+}
+
 struct Moments {
   // Of the transformed vector: <v, v>; <v, centre>, if that is not subtracted; max |v_d|.
   double square, dot, largest;
@@ -102,47 +117,47 @@ struct Parts {
   double length, residual;
 };
 
-#define TILEWISE_DECLARE(CAPABILITY)                                                               \
-  namespace CAPABILITY {                                                                           \
-  /* The largest |q| that the integer filter takes here. */                                        \
-  int filter_limit();                                                                              \
-  /* ||row||, in the order of exact distances. */                                                  \
-  double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                               \
-  /* sums (dim) += the row times `factor`. */                                                      \
-  void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);       \
-  /* out (dim, up to a multiple of 16): rounded to float. */                                       \
-  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,          \
-                    float* out);                                                                   \
-  /* Fills `row` (but for its index and lists) and a. */                                           \
-  void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);                \
-  /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are   \
-     written). A code: -q, in quads that are 256 bytes apart, and the sum of q. norm: of v.        \
-     Returns the norm of v - scale * q, rounded up. */                                             \
-  double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,         \
-                      uint8_t* q);                                                                 \
-  double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,        \
-                       int8_t* quads, int32_t& sum);                                               \
-  /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of            \
-     `parts`, the largest of the block. False: out of range. */                                    \
-  bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,   \
-                    const Parts& parts, int limit, int32_t* bias);                                 \
-  void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                   \
-                      const uint8_t* rows, double row_scale, const int32_t* bias,                  \
-                      const RowBlock& block);                                                      \
-  /* out (dim, 64): the codes of a panel in float32. norms: see Search. row (dim): scratch. */     \
-  void pack_floats(const Search& search, const Packed& packed, const double* norms, int64_t panel, \
-                   float* row, float* out);                                                        \
-  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths,  \
-     rounded up. */                                                                                \
-  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,    \
-                    int64_t panels, const float* rows, int64_t rows_stride, const float* lengths,  \
-                    const RowBlock& block);                                                        \
-  /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.       \
-     candidates: scratch for as many as there are rows, and twice the groups of `panels`. */       \
-  void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,    \
-               int64_t group_limit, const RowBlock& block, Candidate* candidates);                 \
-  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);         \
-  void insert(int64_t k, double distance, int64_t index, Row& row);                                \
+#define TILEWISE_DECLARE(CAPABILITY)                                                              \
+  namespace CAPABILITY {                                                                          \
+  /* The largest |q| that the integer filter takes here. */                                       \
+  int filter_limit();                                                                             \
+  /* ||row||, in the order of exact distances. */                                                 \
+  double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                              \
+  /* sums (dim) += the row times `factor`. */                                                     \
+  void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);      \
+  /* out (dim, up to a multiple of 16): rounded to float. */                                      \
+  Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,         \
+                    float* out);                                                                  \
+  /* Fills `row` (but for its index and lists) and a. */                                          \
+  void prepare_row(const Search& search, const Packed& packed, Row& row, float* a);               \
+  /* v / scale, rounded and clamped to +-limit. A row: q + limit + 1, at q (depth + 12 bytes are  \
+     written). A code: -q, in quads that are 256 bytes apart, and the sum of q. norm: of v.       \
+     Returns the norm of v - scale * q, rounded up. */                                            \
+  double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,        \
+                      uint8_t* q);                                                                \
+  double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,       \
+                       int8_t* quads, int32_t& sum);                                              \
+  /* Lower bounds in integers, in units of row_scale * scales[panel], less the terms of           \
+     `parts`, the largest of the block. False: out of range. */                                   \
+  bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,  \
+                    const Parts& parts, int limit, int32_t* bias);                                \
+  void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                  \
+                      const uint8_t* rows, double row_scale, const int32_t* bias,                 \
+                      const RowBlock& block);                                                     \
+  /* out (dim, 64): the codes of a panel in float32. row (dim): scratch. */                       \
+  void pack_floats(const Search& search, const Packed& packed, int64_t panel, float* row,         \
+                   float* out);                                                                   \
+  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths, \
+     rounded up. */                                                                               \
+  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,   \
+                    int64_t panels, const float* rows, int64_t rows_stride, const float* lengths, \
+                    const RowBlock& block);                                                       \
+  /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.      \
+     candidates: scratch for as many as there are rows, and twice the groups of `panels`. */      \
+  void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,   \
+               int64_t group_limit, const RowBlock& block, Candidate* candidates);                \
+  void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);        \
+  void insert(int64_t k, double distance, int64_t index, Row& row);                               \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

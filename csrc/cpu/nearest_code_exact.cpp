@@ -393,7 +393,7 @@ void prepare_row(const Search& search, const Packed& packed, Row& row, float* a)
   row.best_index[0] = std::numeric_limits<int64_t>::max();
   row.threshold = std::numeric_limits<float>::infinity();
   row.hard = !(moments.square < 1e300);  // NaN, infinity
-  if (cosine) row.hard |= !(row.norm >= 0x1p-400 && row.norm <= 0x1p400);
+  if (cosine) row.hard |= !in_range(row.norm);
 }
 
 }  // namespace CPU_CAPABILITY

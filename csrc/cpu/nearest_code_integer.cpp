@@ -20,16 +20,18 @@ TILEWISE_INLINE __m512i broadcast_quad(const uint8_t* p) {
   return _mm512_set1_epi32(quad);
 }
 
+// The bounds of a row's 16 groups: the least of four scores each.
+TILEWISE_INLINE void store_minima(const __m512i (&score)[4], float unit, float* minima) {
+  const __m512i low =
+      _mm512_min_epi32(_mm512_min_epi32(score[0], score[1]), _mm512_min_epi32(score[2], score[3]));
+  _mm512_storeu_ps(minima, _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit)));
+}
+
 template <int rows>
-TILEWISE_INLINE void store_minima(const __m512i (&acc)[rows][4], float unit, float* minima,
+TILEWISE_INLINE void store_minima(const __m512i (&scores)[rows][4], float unit, float* minima,
                                   int64_t stride) {
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    const __m512i low = _mm512_min_epi32(_mm512_min_epi32(acc[r][0], acc[r][1]),
-                                         _mm512_min_epi32(acc[r][2], acc[r][3]));
-    const __m512 bound = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit));
-    _mm512_storeu_ps(minima + r * stride, bound);
-  }
+  for (int r = 0; r < rows; ++r) store_minima(scores[r], unit, minima + r * stride);
 }
 
 template <int rows>
@@ -97,6 +99,80 @@ struct Pairs {
       }
     }
     store_minima(acc, unit, minima, stride);
+  }
+};
+
+// Registers of tile instructions are named, not allocated: tiles 0 to 3 hold the sums of 16 rows
+// with 16 codes each, 4 and 5 a step of 64 elements of rows and codes, 6 and 7 the last, shorter
+// step.
+#define TILEWISE_LOAD_TILE(n, base, stride) \
+  __asm__ volatile("tileloadd (%0, %1, 1), %%tmm" #n::"r"(base), "r"(stride) : "memory")
+#define TILEWISE_STORE_TILE(n, base) \
+  __asm__ volatile("tilestored %%tmm" #n ", (%0, %1, 1)" ::"r"(base), "r"(64L) : "memory")
+#define TILEWISE_MULTIPLY_TILES(sum, rows, codes) \
+  __asm__ volatile("tdpbusd %%tmm" #codes ", %%tmm" #rows ", %%tmm" #sum::)
+
+// Adds the products of a step: its rows with the four times 16 codes of a panel.
+#define TILEWISE_STEP(rows, codes, row_base, code_base) \
+  do {                                                  \
+    TILEWISE_LOAD_TILE(rows, row_base, depth);          \
+    TILEWISE_LOAD_TILE(codes, code_base, 256L);         \
+    TILEWISE_MULTIPLY_TILES(0, rows, codes);            \
+    TILEWISE_LOAD_TILE(codes, (code_base) + 64, 256L);  \
+    TILEWISE_MULTIPLY_TILES(1, rows, codes);            \
+    TILEWISE_LOAD_TILE(codes, (code_base) + 128, 256L); \
+    TILEWISE_MULTIPLY_TILES(2, rows, codes);            \
+    TILEWISE_LOAD_TILE(codes, (code_base) + 192, 256L); \
+    TILEWISE_MULTIPLY_TILES(3, rows, codes);            \
+  } while (false)
+
+// While it lives, this thread's tile registers have the shapes for rows of `depth` bytes.
+class TileShapes {
+ public:
+  explicit TileShapes(int64_t depth) {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shapes;
+    const auto shape = [&](int tile, int64_t rows, int64_t row_bytes) {
+      shapes.rows[tile] = static_cast<uint8_t>(rows);
+      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
+    };
+    for (int sum = 0; sum < 4; ++sum) shape(sum, 16, 64);
+    shape(4, 16, 64);
+    shape(5, 16, 64);
+    const int64_t rest = depth % 64 ? depth % 64 : 64;
+    shape(6, 16, rest);
+    shape(7, rest / 4, 64);
+    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+  }
+  ~TileShapes() { __asm__ volatile("tilerelease" ::); }
+};
+
+struct Amx {
+  static constexpr int kRows = 16;
+  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
+                   float unit, float* minima, int64_t stride) {
+    __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" ::);
+    int64_t k = 0;
+    for (; k + 64 <= depth; k += 64) TILEWISE_STEP(4, 5, q + k, quads + 64 * k);
+    if (k < depth) TILEWISE_STEP(6, 7, q + k, quads + 64 * k);
+    alignas(64) int32_t sums[4][kRows][16];
+    TILEWISE_STORE_TILE(0, sums[0]);
+    TILEWISE_STORE_TILE(1, sums[1]);
+    TILEWISE_STORE_TILE(2, sums[2]);
+    TILEWISE_STORE_TILE(3, sums[3]);
+    __m512i start[4];
+    for (int v = 0; v < 4; ++v) start[v] = _mm512_loadu_si512(bias + 16 * v);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      __m512i score[4];
+      for (int v = 0; v < 4; ++v) {
+        score[v] = _mm512_add_epi32(_mm512_load_si512(sums[v][r]), start[v]);
+      }
+      store_minima(score, unit, minima + r * stride);
+    }
   }
 };
 
@@ -175,95 +251,6 @@ struct Pairs {
 #endif
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-
-#if defined(CPU_CAPABILITY_AVX512)
-
-// Registers of tile instructions are named, not allocated: tiles 0 to 3 hold the sums of 16 rows
-// with 16 codes each, 4 and 5 a step of 64 elements of rows and codes, 6 and 7 the last, shorter
-// step.
-#define TILEWISE_LOAD_TILE(n, base, stride) \
-  __asm__ volatile("tileloadd (%0, %1, 1), %%tmm" #n::"r"(base), "r"(stride) : "memory")
-#define TILEWISE_STORE_TILE(n, base) \
-  __asm__ volatile("tilestored %%tmm" #n ", (%0, %1, 1)" ::"r"(base), "r"(64L) : "memory")
-#define TILEWISE_MULTIPLY_TILES(sum, rows, codes) \
-  __asm__ volatile("tdpbusd %%tmm" #codes ", %%tmm" #rows ", %%tmm" #sum::)
-
-// While it lives, this thread's tile registers have the shapes for rows of `depth` bytes.
-class TileShapes {
- public:
-  explicit TileShapes(int64_t depth) {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } shapes;
-    const auto shape = [&](int tile, int64_t rows, int64_t row_bytes) {
-      shapes.rows[tile] = static_cast<uint8_t>(rows);
-      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
-    };
-    for (int sum = 0; sum < 4; ++sum) shape(sum, 16, 64);
-    shape(4, 16, 64);
-    shape(5, 16, 64);
-    const int64_t rest = depth % 64 ? depth % 64 : 64;
-    shape(6, 16, rest);
-    shape(7, rest / 4, 64);
-    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
-  }
-  ~TileShapes() { __asm__ volatile("tilerelease" ::); }
-};
-
-struct Amx {
-  static constexpr int kRows = 16;
-  static void tile(const uint8_t* q, int64_t depth, const int8_t* quads, const int32_t* bias,
-                   float unit, float* minima, int64_t stride) {
-    __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" ::);
-    int64_t k = 0;
-    for (; k + 64 <= depth; k += 64) {
-      const int8_t* b = quads + 64 * k;
-      TILEWISE_LOAD_TILE(4, q + k, depth);
-      TILEWISE_LOAD_TILE(5, b, 256L);
-      TILEWISE_MULTIPLY_TILES(0, 4, 5);
-      TILEWISE_LOAD_TILE(5, b + 64, 256L);
-      TILEWISE_MULTIPLY_TILES(1, 4, 5);
-      TILEWISE_LOAD_TILE(5, b + 128, 256L);
-      TILEWISE_MULTIPLY_TILES(2, 4, 5);
-      TILEWISE_LOAD_TILE(5, b + 192, 256L);
-      TILEWISE_MULTIPLY_TILES(3, 4, 5);
-    }
-    if (k < depth) {
-      const int8_t* b = quads + 64 * k;
-      TILEWISE_LOAD_TILE(6, q + k, depth);
-      TILEWISE_LOAD_TILE(7, b, 256L);
-      TILEWISE_MULTIPLY_TILES(0, 6, 7);
-      TILEWISE_LOAD_TILE(7, b + 64, 256L);
-      TILEWISE_MULTIPLY_TILES(1, 6, 7);
-      TILEWISE_LOAD_TILE(7, b + 128, 256L);
-      TILEWISE_MULTIPLY_TILES(2, 6, 7);
-      TILEWISE_LOAD_TILE(7, b + 192, 256L);
-      TILEWISE_MULTIPLY_TILES(3, 6, 7);
-    }
-    alignas(64) int32_t sums[4][kRows][16];
-    TILEWISE_STORE_TILE(0, sums[0]);
-    TILEWISE_STORE_TILE(1, sums[1]);
-    TILEWISE_STORE_TILE(2, sums[2]);
-    TILEWISE_STORE_TILE(3, sums[3]);
-    __m512i start[4];
-    for (int v = 0; v < 4; ++v) start[v] = _mm512_loadu_si512(bias + 16 * v);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      __m512i score[4];
-      for (int v = 0; v < 4; ++v) {
-        score[v] = _mm512_add_epi32(_mm512_load_si512(sums[v][r]), start[v]);
-      }
-      const __m512i low = _mm512_min_epi32(_mm512_min_epi32(score[0], score[1]),
-                                           _mm512_min_epi32(score[2], score[3]));
-      const __m512 bound = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(unit));
-      _mm512_storeu_ps(minima + r * stride, bound);
-    }
-  }
-};
-
-#endif
 
 template <typename Kernel>
 void filter_with(const Packed& packed, int64_t first_panel, int64_t panels, const uint8_t* rows,

@@ -4,7 +4,7 @@
 
 #include <ATen/cpu/vec/vec.h>
 
-#define TILEWISE_INLINE inline __attribute__((always_inline))
+#include "capability.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
