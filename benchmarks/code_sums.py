@@ -7,6 +7,7 @@ from torch import Tensor
 import tilewise as tw
 from benchmarks import yardsticks
 from benchmarks.measure import Call
+from benchmarks.nearest_code import flops, sized
 from benchmarks.registry import (
     FORWARD,
     OURS,
@@ -22,17 +23,13 @@ from benchmarks.registry import (
 INDEX_ADD = "index_add"
 
 
-def _case(n: int, k: int, d: int, data: str = "", **options) -> Case:
-    return Case({"N": n, "K": k, "D": d}, data=data, kinds=(FORWARD,), sweep=True, **options)
-
-
 CASES = (
-    _case(4096, 1024, 64, quick=True),
-    _case(16384, 512, 64),
-    _case(16384, 1024, 256),
-    _case(16384, 8192, 64),
-    _case(16384, 8192, 256),
-    _case(16384, 8192, 64, "skewed"),
+    sized(4096, 1024, 64, quick=True),
+    sized(16384, 512, 64),
+    sized(16384, 1024, 256),
+    sized(16384, 8192, 64),
+    sized(16384, 8192, 256),
+    sized(16384, 8192, 64, "skewed"),
 )
 
 
@@ -77,12 +74,6 @@ def mistakes(inputs: Inputs):
     return count_wrong
 
 
-def flops(case: Case, kind: str) -> int:
-    """Of the one-hot product; nothing but the one-hot way needs one."""
-    n, k, d = case.sizes.values()
-    return 2 * n * k * d
-
-
 def moved(case: Case, kind: str) -> int:
     """Rows and indices are read, sums and counts written."""
     n, k, d = case.sizes.values()
@@ -95,7 +86,7 @@ BENCHMARK = Benchmark(
     small=Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
     inputs=inputs,
     candidates=candidates,
-    flops=flops,
+    flops=flops,  # of the one-hot product: no other way needs one
     moved=moved,
     baseline=INDEX_ADD,
     mistakes=mistakes,

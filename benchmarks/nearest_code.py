@@ -68,22 +68,23 @@ DATA: dict[str, Data] = {
 }
 
 
-def _case(n: int, k: int, d: int, data: str = "", **options) -> Case:
-    return Case({"N": n, "K": k, "D": d}, data=data, kinds=(FORWARD,), sweep=True, **options)
+def sized(n: int, k: int, d: int, data: str = "", kinds=(FORWARD,), **options) -> Case:
+    """A case of N rows, K codes and D elements, here and in the benchmarks of what uses them."""
+    return Case({"N": n, "K": k, "D": d}, data=data, kinds=kinds, sweep=True, **options)
 
 
 CASES = (
-    _case(2048, 1024, 64, quick=True),
-    _case(2048, 1024, 64, "16 clusters", quick=True),
-    _case(16384, 512, 64),
-    _case(16384, 1024, 256),
-    _case(16384, 8192, 8),
-    _case(16384, 8192, 64),
-    _case(16384, 8192, 256),
-    _case(8192, 16384, 256),
-    _case(4096, 65536, 32),
+    sized(2048, 1024, 64, quick=True),
+    sized(2048, 1024, 64, "16 clusters", quick=True),
+    sized(16384, 512, 64),
+    sized(16384, 1024, 256),
+    sized(16384, 8192, 8),
+    sized(16384, 8192, 64),
+    sized(16384, 8192, 256),
+    sized(8192, 16384, 256),
+    sized(4096, 65536, 32),
     *(
-        _case(16384, 8192, 64, data, only=(OURS, PRODUCTS, ADDMM, FAISS))
+        sized(16384, 8192, 64, data, only=(OURS, PRODUCTS, ADDMM, FAISS))
         for data in list(DATA)[1:]
     ),
 )

@@ -3,9 +3,9 @@
 import torch
 
 import tilewise as tw
-from benchmarks import yardsticks
+from benchmarks import nearest_code, yardsticks
 from benchmarks.measure import Call
-from benchmarks.nearest_code import flops
+from benchmarks.nearest_code import flops, sized
 from benchmarks.registry import (
     OURS,
     PRODUCTS,
@@ -20,14 +20,10 @@ from benchmarks.registry import (
 LUCIDRAINS = "lucidrains"
 
 
-def _case(n: int, k: int, d: int, **options) -> Case:
-    return Case({"N": n, "K": k, "D": d}, kinds=(TRAINING,), sweep=True, **options)
-
-
 CASES = (
-    _case(2048, 512, 64, quick=True),
-    _case(16384, 1024, 256),
-    _case(16384, 8192, 64),
+    sized(2048, 512, 64, kinds=(TRAINING,), quick=True),
+    sized(16384, 1024, 256, kinds=(TRAINING,)),
+    sized(16384, 8192, 64, kinds=(TRAINING,)),
 )
 
 
@@ -74,9 +70,8 @@ def step(quantizer: torch.nn.Module, inputs: Inputs) -> Call:
 
 def products(inputs: Inputs, kind: str) -> Call:
     """The product that a search by matrix multiplication begins with."""
-    x, codebook = inputs["x"].detach()[0], inputs["codebook"].to(inputs["x"].dtype)
-    scores = x.new_zeros(len(x), len(codebook))
-    return lambda: torch.mm(x, codebook.T, out=scores)
+    x = inputs["x"].detach()[0]
+    return nearest_code.products({"x": x, "codebook": inputs["codebook"].to(x.dtype)}, kind)
 
 
 def candidates(device: str) -> dict[str, Candidate]:

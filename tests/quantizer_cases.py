@@ -35,6 +35,25 @@ def assert_same_state(ours, theirs, **tolerance):
         torch.testing.assert_close(value, theirs.state_dict()[key], **(tolerance or CLOSE))
 
 
+def assert_same_step(ours, theirs, x, loss_factor=1.0, **options):
+    """Results and gradients of one step."""
+    (q, index, loss), grad = step(ours, x, **options)
+    (their_q, their_index, their_loss), their_grad = step(theirs, x, **options)
+    assert torch.equal(index, their_index)
+    for a, b in ((q, their_q), (loss, loss_factor * their_loss), (grad, their_grad)):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def assert_trains_alike(ours, theirs, steps):
+    """Results, gradients and state of some steps of both; returns the last batch."""
+    theirs.load_state_dict(ours.state_dict())
+    for seed in range(steps):
+        x = rows(4, 50, 16, seed=seed)
+        assert_same_step(ours, theirs, x)
+        assert_same_state(ours, theirs)
+    return x
+
+
 def residual(**settings):
     torch.manual_seed(0)
     default = dict(dim=16, codebook_size=32, num_quantizers=LAYERS)

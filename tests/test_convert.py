@@ -9,20 +9,11 @@ from torch import nn
 
 import tilewise as tw
 from benchmarks.yardsticks import open_clip_loss
-from tests.quantizer_cases import CLOSE, HEADS, rows, step
+from tests.quantizer_cases import CLOSE, HEADS, assert_same_step, rows, step
 
 
 def lucidrains():
     return pytest.importorskip("vector_quantize_pytorch")
-
-
-def assert_same_step(ours, theirs, x, loss_factor=1.0):
-    """Results and gradients of one step."""
-    (q, index, loss), grad = step(ours, x)
-    (their_q, their_index, their_loss), their_grad = step(theirs, x)
-    assert torch.equal(index, their_index)
-    for a, b in ((q, their_q), (loss, loss_factor * their_loss), (grad, their_grad)):
-        torch.testing.assert_close(a, b, **CLOSE)
 
 
 LUCIDRAINS = [

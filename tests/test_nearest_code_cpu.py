@@ -1,10 +1,8 @@
 """The C++ room of nearest_code: the ladder of filters, tiles, threads, instruction sets, memory."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 import tilewise as tw
 from benchmarks.measure import peak_bytes
 from tests.codebook_cases import CASES
+from tests.concurrency import holds_after_fork, in_threads
 from tests.test_nearest_code import METRICS, assert_same, check
 
 BY_NAME = {case.name: case for case in CASES}
@@ -124,17 +123,8 @@ def test_few_rows_share_the_threads_by_codes(threads):
 
 def test_calls_from_several_threads():
     x, codebook = BY_NAME["clusters"].tensors(sizes=(500, 300, 16))
-    expected, results = tw.nearest_code(x, codebook), {}
-    workers = [
-        threading.Thread(target=lambda i=i: results.update({i: tw.nearest_code(x, codebook)}))
-        for i in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(results) == 4
-    for got in results.values():
+    expected = tw.nearest_code(x, codebook)
+    for got in in_threads(lambda: tw.nearest_code(x, codebook)):
         assert_same(got, expected)
 
 
@@ -175,6 +165,7 @@ UNIT_SCRIPT = """
 import torch, tilewise as tw
 from tilewise import _extension
 from tests.codebook_cases import CASES
+from tests.concurrency import holds_after_fork, in_threads
 from tests.test_nearest_code import METRICS, check
 from tests.test_nearest_code_cpu import BY_NAME
 with tw.backend("cpu"):
@@ -214,20 +205,13 @@ def test_every_instruction_set_and_integer_unit(capability, unit):
     assert UNITS.index(used_unit) <= UNITS.index(unit)
 
 
-def _in_child(x, codebook, expected):
-    torch.set_num_threads(1)  # as in a DataLoader's worker
-    os._exit(0 if torch.equal(tw.nearest_code(x, codebook).index, expected.index) else 1)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_fork():
     x, codebook = BY_NAME["clusters"].tensors(sizes=(500, 300, 64))
     expected = tw.nearest_code(x, codebook)
-    context = multiprocessing.get_context("fork")
-    child = context.Process(target=_in_child, args=(x, codebook, expected))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    assert holds_after_fork(
+        lambda: torch.equal(tw.nearest_code(x, codebook).index, expected.index)
+    )
 
 
 @pytest.mark.parametrize("precision", ["medium", "high", "highest"])

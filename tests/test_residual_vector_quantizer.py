@@ -12,6 +12,7 @@ from tests.quantizer_cases import (
     LAYERS,
     NoHostReads,
     assert_same_state,
+    assert_trains_alike,
     grouped,
     residual,
     rows,
@@ -143,15 +144,7 @@ def test_groups_equal_lucidrains(settings):
     theirs = peer.GroupedResidualVQ(
         dim=16, groups=2, codebook_size=32, num_quantizers=LAYERS, **settings
     )
-    theirs.load_state_dict(ours.state_dict())
-    for seed in range(2):
-        x = rows(4, 50, 16, seed=seed)
-        (q, index, loss), grad = step(ours, x)
-        (their_q, their_index, their_loss), their_grad = step(theirs, x)
-        assert torch.equal(index, their_index)
-        for a, b in ((q, their_q), (loss, their_loss), (grad, their_grad)):
-            torch.testing.assert_close(a, b, **CLOSE)
-        assert_same_state(ours, theirs)
+    x = assert_trains_alike(ours, theirs, steps=2)
     assert ours.codebooks.shape == theirs.codebooks.shape
     _, index, _ = grouped(quantize_dropout=True)(x)
     assert torch.equal(*(index >= 0))  # both groups keep the same layers

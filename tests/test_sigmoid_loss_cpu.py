@@ -1,16 +1,15 @@
 """The C++ room of sigmoid_loss: tiles, threads, instruction sets, memory."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 
 import tilewise as tw
 from benchmarks.measure import peak_bytes
+from tests.concurrency import holds_after_fork, in_threads
 from tests.contrastive_cases import Case, related
 from tests.test_sigmoid_loss import check, outputs, reference_gradcheck_inputs
 
@@ -81,16 +80,8 @@ def test_same_bits_for_every_thread_count(threads, shape, dtype):
 
 def test_calls_from_several_threads():
     case = Case("mt", related(300, 300, 16))
-    expected, results = everything(case), {}
-    workers = [
-        threading.Thread(target=lambda i=i: results.update({i: everything(case)})) for i in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(results) == 4
-    for got in results.values():
+    expected = everything(case)
+    for got in in_threads(lambda: everything(case)):
         assert all(map(torch.equal, got, expected))
 
 
@@ -146,16 +137,8 @@ def test_every_instruction_set(capability):
     assert used == ("AVX2" if expected in ("AVX2", "AVX512") else "DEFAULT")
 
 
-def _in_child(case, expected):
-    torch.set_num_threads(1)  # as in a DataLoader's worker
-    os._exit(0 if all(map(torch.equal, everything(case), expected)) else 1)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_fork():
     case = Case("fork", related(300, 300, 16))
     expected = everything(case)
-    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(case, expected))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    assert holds_after_fork(lambda: all(map(torch.equal, everything(case), expected)))

@@ -15,6 +15,8 @@ from tests.quantizer_cases import (
     HEADS,
     NoHostReads,
     assert_same_state,
+    assert_same_step,
+    assert_trains_alike,
     quantizer,
     rows,
     step,
@@ -41,15 +43,7 @@ def test_training_equals_lucidrains(settings):
     peer = pytest.importorskip("vector_quantize_pytorch")
     ours = quantizer(**settings)
     theirs = peer.VectorQuantize(16, 32, **settings)
-    theirs.load_state_dict(ours.state_dict())
-    for seed in range(4):
-        x = rows(4, 50, 16, seed=seed)
-        (q, index, loss), grad = step(ours, x)
-        (their_q, their_index, their_loss), their_grad = step(theirs, x)
-        assert torch.equal(index, their_index)
-        for a, b in ((q, their_q), (loss, their_loss), (grad, their_grad)):
-            torch.testing.assert_close(a, b, **CLOSE)
-        assert_same_state(ours, theirs)
+    x = assert_trains_alike(ours, theirs, steps=4)
     ours.eval(), theirs.eval()
     for a, b in zip(ours(x)[:2], theirs(x)[:2], strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
@@ -68,12 +62,7 @@ def test_layouts_are_lucidrains(settings, shape):
     ours = quantizer(**settings)
     theirs = peer.VectorQuantize(16, 32, **settings)
     theirs.load_state_dict(ours.state_dict())
-    x = rows(*shape)
-    (q, index, loss), grad = step(ours, x)
-    (their_q, their_index, their_loss), their_grad = step(theirs, x)
-    assert torch.equal(index, their_index)
-    for a, b in ((q, their_q), (loss, their_loss), (grad, their_grad)):
-        torch.testing.assert_close(a, b, **CLOSE)
+    assert_same_step(ours, theirs, rows(*shape))
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -83,11 +72,7 @@ def test_masks_are_lucidrains(keep):
     ours, theirs = quantizer(**settings), peer.VectorQuantize(16, 32, **settings)
     theirs.load_state_dict(ours.state_dict())
     x, lens = rows(4, 50, 16), torch.tensor([50, 3, 0, 20])
-    (q, index, loss), grad = step(ours, x, lens=lens)
-    (their_q, their_index, their_loss), their_grad = step(theirs, x, lens=lens)
-    assert torch.equal(index, their_index)
-    for a, b in ((q, their_q), (loss, their_loss), (grad, their_grad)):
-        torch.testing.assert_close(a, b, **CLOSE)
+    assert_same_step(ours, theirs, x, lens=lens)
     assert_same_state(ours, theirs)
 
 
