@@ -2,14 +2,17 @@
 #include <ATen/Version.h>
 #include <ATen/cpu/Utils.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/gumbel_softmax.h"
 #include "matmul.h"
 #include "ops.h"
 
@@ -71,6 +74,13 @@ const char* capability_name() {
   }
 }
 
+std::vector<uint32_t> random_words(int64_t seed, int64_t row, int64_t cols, uint32_t op) {
+  std::vector<uint32_t> words(cols);
+  TILEWISE_DISPATCH(stream_words)
+  (static_cast<uint64_t>(seed), static_cast<uint64_t>(row), cols, op, words.data());
+  return words;
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
@@ -94,6 +104,11 @@ void register_cpu_ops() {
   static const auto library = std::make_unique<torch::Library>(
       torch::Library::IMPL, "tilewise", c10::DispatchKey::CPU, __FILE__, __LINE__);
   library->impl("code_sums", &code_sums);
+  library->impl("gaussian_sample", &gaussian_sample);
+  library->impl("gaussian_sample_backward", &gaussian_sample_backward);
+  library->impl("gumbel_argmax", &gumbel_argmax);
+  library->impl("gumbel_softmax", &gumbel_softmax);
+  library->impl("gumbel_softmax_backward", &gumbel_softmax_backward);
   library->impl("nearest_code", &nearest_code);
   library->impl("pack_codebook", &pack_codebook);
   library->impl("sigmoid_loss", &sigmoid_loss);
@@ -106,5 +121,7 @@ PYBIND11_MODULE(_C, m) {
   tilewise::check_torch_version();
   tilewise::register_cpu_ops();
   m.doc() = "Compiled part of tilewise: importing it registers the C++ operators.";
+  m.def("random_words", &tilewise::random_words, py::arg("seed"), py::arg("row"), py::arg("cols"),
+        py::arg("op"), "The first words of a row of the random stream, as the kernels make them.");
   m.def("build_info", &tilewise::build_info, "How this extension was built and what it uses.");
 }

@@ -28,4 +28,25 @@ at::Tensor pack_codebook(const at::Tensor& codebook, c10::string_view metric);
 std::tuple<at::Tensor, at::Tensor> code_sums(const at::Tensor& x, const at::Tensor& index,
                                              int64_t num_codes);
 
+// See pyext/tilewise/ops/gumbel_softmax.py. saved: the relaxed sample, or logits if `hard`.
+at::Tensor gumbel_softmax(const at::Tensor& logits, const at::Tensor& tau, const at::Tensor& seed,
+                          int64_t row_offset, int64_t dim, bool hard);
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
+    const at::Tensor& grad, const at::Tensor& saved, const at::Tensor& tau, const at::Tensor& seed,
+    int64_t row_offset, int64_t dim, bool hard, bool need_tau);
+
+// See pyext/tilewise/ops/gumbel_argmax.py. Without `log_prob` the second result is empty.
+std::tuple<at::Tensor, at::Tensor> gumbel_argmax(const at::Tensor& logits, const at::Tensor& seed,
+                                                 int64_t row_offset, int64_t dim, int64_t k,
+                                                 bool log_prob);
+
+// See pyext/tilewise/ops/gaussian_sample.py.
+std::tuple<at::Tensor, at::Tensor> gaussian_sample(const at::Tensor& mean, const at::Tensor& logvar,
+                                                   const at::Tensor& seed, int64_t row_offset,
+                                                   double low, double high);
+std::tuple<at::Tensor, at::Tensor> gaussian_sample_backward(
+    const std::optional<at::Tensor>& d_z, const std::optional<at::Tensor>& d_kl,
+    const at::Tensor& mean, const at::Tensor& logvar, const at::Tensor& seed, int64_t row_offset,
+    double low, double high);
+
 }  // namespace tilewise

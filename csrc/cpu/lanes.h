@@ -19,6 +19,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 #define TILEWISE_EACH _Pragma("GCC unroll 4") for (int i = 0; i < parts; ++i)
+#define TILEWISE_EACH_OF(W) _Pragma("GCC unroll 4") for (int i = 0; i < W::parts; ++i)
 
 template <typename T>
 struct Wide {
@@ -63,8 +64,27 @@ TILEWISE_OPERATOR(-)
 TILEWISE_OPERATOR(*)
 TILEWISE_OPERATOR(&)
 TILEWISE_OPERATOR(|)
+TILEWISE_OPERATOR(^)
 #undef TILEWISE_OPERATOR
 
+#define TILEWISE_SHIFT(op)                                       \
+  template <typename T>                                          \
+  TILEWISE_INLINE Wide<T> operator op(const Wide<T>& a, int n) { \
+    constexpr int parts = Wide<T>::parts;                        \
+    Wide<T> out;                                                 \
+    TILEWISE_EACH out.v[i] = a.v[i] op n;                        \
+    return out;                                                  \
+  }
+TILEWISE_SHIFT(<<)
+TILEWISE_SHIFT(>>)
+#undef TILEWISE_SHIFT
+
+template <typename T>
+TILEWISE_INLINE Wide<T> operator^(const Wide<T>& a, T b) {
+  return a ^ Wide<T>::all(b);
+}
+
+// The second where either is NaN.
 template <typename T>
 TILEWISE_INLINE Wide<T> lower(const Wide<T>& a, const Wide<T>& b) {
   constexpr int parts = Wide<T>::parts;
@@ -73,23 +93,6 @@ TILEWISE_INLINE Wide<T> lower(const Wide<T>& a, const Wide<T>& b) {
   return out;
 }
 
-#if defined(CPU_CAPABILITY_AVX512)
-// gcc makes a chain of a comparison and a masked load of it.
-TILEWISE_INLINE Wide<float> lower(const Wide<float>& a, const Wide<float>& b) {
-  Wide<float> out;
-  out.v[0] = (Wide<float>::Vector)_mm512_min_ps((__m512)a.v[0], (__m512)b.v[0]);
-  return out;
-}
-#elif defined(CPU_CAPABILITY_AVX2)
-TILEWISE_INLINE Wide<float> lower(const Wide<float>& a, const Wide<float>& b) {
-  Wide<float> out;
-  for (int i = 0; i < 2; ++i) {
-    out.v[i] = (Wide<float>::Vector)_mm256_min_ps((__m256)a.v[i], (__m256)b.v[i]);
-  }
-  return out;
-}
-#endif
-
 template <typename T>
 TILEWISE_INLINE Wide<T> higher(const Wide<T>& a, const Wide<T>& b) {
   constexpr int parts = Wide<T>::parts;
@@ -97,6 +100,30 @@ TILEWISE_INLINE Wide<T> higher(const Wide<T>& a, const Wide<T>& b) {
   TILEWISE_EACH out.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return out;
 }
+
+// gcc makes a chain of a comparison and a masked load of them.
+#if defined(CPU_CAPABILITY_AVX512)
+#define TILEWISE_FLOAT(name, instruction)                                        \
+  TILEWISE_INLINE Wide<float> name(const Wide<float>& a, const Wide<float>& b) { \
+    Wide<float> out;                                                             \
+    out.v[0] = (Wide<float>::Vector)_mm512_##instruction##_ps(a.v[0], b.v[0]);   \
+    return out;                                                                  \
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+#define TILEWISE_FLOAT(name, instruction)                                        \
+  TILEWISE_INLINE Wide<float> name(const Wide<float>& a, const Wide<float>& b) { \
+    Wide<float> out;                                                             \
+    for (int i = 0; i < 2; ++i) {                                                \
+      out.v[i] = (Wide<float>::Vector)_mm256_##instruction##_ps(a.v[i], b.v[i]); \
+    }                                                                            \
+    return out;                                                                  \
+  }
+#else
+#define TILEWISE_FLOAT(name, instruction)
+#endif
+TILEWISE_FLOAT(lower, min)
+TILEWISE_FLOAT(higher, max)
+#undef TILEWISE_FLOAT
 
 // Lane by lane: a < b ? x : y.
 template <typename T, typename U>
@@ -207,6 +234,24 @@ TILEWISE_INLINE T fold(const Wide<T>& a, const Op& op) {
   } else {
     return fold_vector(op(op(a.v[0], a.v[2]), op(a.v[1], a.v[3])), op);
   }
+}
+
+// A bit for each lane where a < b, of 16.
+TILEWISE_INLINE uint32_t less(const Wide<float>& a, const Wide<float>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_cmp_ps_mask(a.v[0], b.v[0], _CMP_LT_OQ);
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256 low = _mm256_cmp_ps(a.v[0], b.v[0], _CMP_LT_OQ);
+  const __m256 high = _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LT_OQ);
+  return _mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8;
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; ++i) {
+    constexpr int each = Wide<float>::each;
+    bits |= static_cast<uint32_t>(a.v[i / each][i % each] < b.v[i / each][i % each]) << i;
+  }
+  return bits;
+#endif
 }
 
 struct Add {

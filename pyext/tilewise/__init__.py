@@ -7,13 +7,24 @@ stored. Every op has the same name in every room: `tilewise.ops` (what you call)
 
 from tilewise import nn, reference
 from tilewise._backend import backend, backends
-from tilewise.ops import code_sums, nearest_code, prepare_codebook, sigmoid_loss
+from tilewise.ops import (
+    code_sums,
+    gaussian_sample,
+    gumbel_argmax,
+    gumbel_softmax,
+    nearest_code,
+    prepare_codebook,
+    sigmoid_loss,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "backend",
     "backends",
     "code_sums",
+    "gaussian_sample",
+    "gumbel_argmax",
+    "gumbel_softmax",
     "nearest_code",
     "nn",
     "prepare_codebook",

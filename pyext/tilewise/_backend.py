@@ -14,7 +14,10 @@ import torch
 from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPS = ("code_sums", "nearest_code", "sigmoid_loss")
+OPS = (
+    "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
+    "sigmoid_loss",
+)
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
 _has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import

@@ -1,7 +1,13 @@
 """The public functions, one file per op."""
 
 from tilewise.ops.code_sums import code_sums
+from tilewise.ops.gaussian_sample import gaussian_sample
+from tilewise.ops.gumbel_argmax import gumbel_argmax
+from tilewise.ops.gumbel_softmax import gumbel_softmax
 from tilewise.ops.nearest_code import PreparedCodebook, nearest_code, prepare_codebook
 from tilewise.ops.sigmoid_loss import sigmoid_loss
 
-__all__ = ["PreparedCodebook", "code_sums", "nearest_code", "prepare_codebook", "sigmoid_loss"]
+__all__ = [
+    "PreparedCodebook", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
+    "nearest_code", "prepare_codebook", "sigmoid_loss",
+]

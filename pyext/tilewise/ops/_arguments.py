@@ -70,7 +70,7 @@ def offset(name: str, value: int | None) -> int | None:
         ) from None
 
 
-def integer(name: str, value: int, least: int) -> int:
+def integer(name: str, value: int, least: int | None = None) -> int:
     """`value` as a Python int, at least `least`."""
     if isinstance(value, torch.SymInt):  # while torch.compile traces
         return value
@@ -78,7 +78,7 @@ def integer(name: str, value: int, least: int) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name}: expected at least {least}, got {number}")
     return number
 
@@ -105,3 +105,13 @@ def refuse_functorch(op: str) -> None:
             f"tilewise.{op} does not support torch.func transforms (grad, vmap, jvp); "
             "call it under `with tilewise.backend('reference'):`"
         )
+
+
+def dimension(name: str, value: int, x: Tensor) -> int:
+    """`value` counted from the first dimension of x."""
+    dims = x.dim()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not -dims <= value < dims:
+        raise ValueError(f"{name}: expected from {-dims} to {dims - 1}, got {value}")
+    return value % dims

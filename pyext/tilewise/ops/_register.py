@@ -16,6 +16,13 @@ _library = torch.library.Library("tilewise", "FRAGMENT")
 _triton_library = torch.library.Library("tilewise_triton", "FRAGMENT")
 
 
+def _triton(name: str, module: str) -> Callable:
+    def run(*arguments):
+        return getattr(importlib.import_module(f"tilewise.kernels.{module}"), name)(*arguments)
+
+    return run
+
+
 def register(
     name: str, schema: str, fake: Callable, setup_context: Callable, backward: Callable
 ) -> None:
@@ -24,25 +31,34 @@ def register(
     Args:
         fake: computes empty outputs from inputs, for tracing.
         setup_context, backward: the autograd formula, as torch.library.register_autograd takes it.
+            `ctx.room` holds the namespace of the op that ran: its helpers live there too.
     """
-    def run_triton(*arguments):
-        kernels = importlib.import_module(f"tilewise.kernels.{name}")
-        return getattr(kernels, name)(*arguments)
-
+    define(name, schema, fake, module=name)
     for library in (_library, _triton_library):
+        torch.library.register_autograd(
+            f"{library.ns}::{name}", backward, lib=library,
+            setup_context=_with_room(getattr(torch.ops, library.ns), setup_context),
+        )
+
+
+def _with_room(room, setup_context: Callable) -> Callable:
+    def with_room(ctx, inputs, output):
+        ctx.room = room
+        setup_context(ctx, inputs, output)
+
+    return with_room
+
+
+def define(name: str, schema: str, fake: Callable, module: str | None = None) -> None:
+    """Defines an op without a gradient; in the CPU room only, unless a Triton `module` has it."""
+    for library in (_library, _triton_library) if module else (_library,):
         library.define(f"{name}{schema}")
-        op = f"{library.ns}::{name}"
-        torch.library.register_fake(op, fake, lib=library)
-        torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
-    _library.impl(name, run_triton, "CUDA")
-    # Any device: Triton's interpreter takes CPU tensors.
-    _triton_library.impl(name, run_triton, "CompositeExplicitAutograd")
-
-
-def define(name: str, schema: str, fake: Callable) -> None:
-    """Defines `tilewise::name`, an op without a gradient that only the CPU room has."""
-    _library.define(f"{name}{schema}")
-    torch.library.register_fake(f"tilewise::{name}", fake, lib=_library)
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+    if module:
+        run = _triton(name, module)
+        _library.impl(name, run, "CUDA")
+        # Any device: Triton's interpreter takes CPU tensors.
+        _triton_library.impl(name, run, "CompositeExplicitAutograd")
 
 
 def register_loss(

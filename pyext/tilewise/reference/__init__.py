@@ -4,7 +4,13 @@ They define what the kernels must return, and can be differentiated any number o
 """
 
 from tilewise.reference.code_sums import code_sums
+from tilewise.reference.gaussian_sample import gaussian_sample
+from tilewise.reference.gumbel_argmax import gumbel_argmax
+from tilewise.reference.gumbel_softmax import gumbel_softmax
 from tilewise.reference.nearest_code import nearest_code
 from tilewise.reference.sigmoid_loss import sigmoid_loss
 
-__all__ = ["code_sums", "nearest_code", "sigmoid_loss"]
+__all__ = [
+    "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
+    "sigmoid_loss",
+]

@@ -1,0 +1,35 @@
+// Interface of the vector kernel of gumbel_argmax.
+#pragma once
+
+#include <cstdint>
+
+#include "capability.h"
+
+namespace tilewise {
+
+// Consecutive rows, contiguous, of float or double.
+struct ArgmaxRows {
+  bool is_double;
+  const void* x;
+  int64_t rows, cols, k;
+  uint64_t seed, first_row;  // of the random stream
+};
+
+// A column and what its logit became; of equal ones, the lower column counts as larger.
+struct Perturbed {
+  double value;
+  int64_t col;
+};
+
+// index (rows, k): the columns of the k largest perturbed logits, in order. log_prob (rows, k),
+// unless null: log softmax of x there. heap: space for k. With `mark_invalid`, the first index is
+// -1 in rows that have a NaN, +inf, or nothing but -inf, whose softmax is NaN.
+#define TILEWISE_DECLARE(CAPABILITY)                                                     \
+  namespace CAPABILITY {                                                                 \
+  void gumbel_argmax(const ArgmaxRows&, Perturbed* heap, int64_t* index, void* log_prob, \
+                     bool mark_invalid);                                                 \
+  }
+TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
+#undef TILEWISE_DECLARE
+
+}  // namespace tilewise

@@ -1,0 +1,152 @@
+// tilewise::gumbel_softmax and its gradient on CPU: checks and memory. The vector kernel is
+// cpu/gumbel_softmax.cpp.
+#include "cpu/gumbel_softmax.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "cpu/gumbel_argmax.h"
+#include "ops.h"
+#include "rows_along.h"
+
+namespace tilewise {
+namespace {
+
+using at::Tensor;
+
+double checked_tau(const Tensor& tau) {
+  TORCH_CHECK_VALUE(tau.numel() == 1, "tau: expected one element, got ", tau.sizes());
+  const double value = tau.item<double>();
+  TORCH_CHECK_VALUE(!(value < 0), "tau: expected at least 0, got ", value);
+  return value;
+}
+
+GumbelRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType type, uint64_t seed,
+                   int64_t row_offset, double tau) {
+  const bool is_double = type == at::kDouble;
+  // At the limits 0 / tau stays 0 and -infinity / tau stays -infinity.
+  const double least = is_double ? DBL_MIN : FLT_MIN, most = is_double ? DBL_MAX : FLT_MAX;
+  const double inverse = std::isnan(tau) ? tau : std::clamp(1 / tau, least, most);
+  return {is_double, piece.count, shape.cols, seed, static_cast<uint64_t>(piece.first + row_offset),
+          inverse};
+}
+
+// The columns' blocks, whose maxima the kernel notes.
+int64_t blocks(const RowsAlong& shape) { return (shape.cols + kSoftmaxBlock - 1) / kSoftmaxBlock; }
+
+Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
+               int64_t row_offset) {
+  const Tensor y = empty_result(logits);
+  const at::ScalarType type = compute_type(logits);
+  for_pieces(shape, type, {logits}, {y}, [&](const Piece& piece) {
+    std::vector<float> maxima(blocks(shape));
+    TILEWISE_DISPATCH(gumbel_softmax)
+    (rows_of(piece, shape, type, seed, row_offset, tau), piece.data[0], piece.data[1],
+     maxima.data());
+  });
+  return y;
+}
+
+// Only indices are computed; the rest is 0.
+template <typename T>
+void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset,
+             const Tensor& y) {
+  T* out = y.mutable_data_ptr<T>();
+  const at::ScalarType type = compute_type(logits);
+  for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
+    const ArgmaxRows rows{type == at::kDouble,
+                          piece.data[0],
+                          piece.count,
+                          shape.cols,
+                          1,
+                          seed,
+                          static_cast<uint64_t>(piece.first + row_offset)};
+    std::vector<int64_t> index(piece.count);
+    Perturbed heap;
+    TILEWISE_DISPATCH(gumbel_argmax)(rows, &heap, index.data(), nullptr, true);
+    for (int64_t i = 0; i < piece.count; ++i) {
+      const int64_t row = piece.first + i;
+      T* first = out + row / shape.inner * shape.cols * shape.inner + row % shape.inner;
+      if (index[i] >= 0) {
+        first[index[i] * shape.inner] = 1;
+        continue;
+      }
+      for (int64_t col = 0; col < shape.cols; ++col) first[col * shape.inner] = NAN;
+    }
+  });
+}
+
+Tensor one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset) {
+  const Tensor y = empty_result(logits).zero_();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "one_hot",
+                                  [&] { one_hot<scalar_t>(logits, shape, seed, row_offset, y); });
+  return y;
+}
+
+}  // namespace
+
+Tensor gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& seed,
+                      int64_t row_offset, int64_t dim, bool hard) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const RowsAlong shape = rows_along("logits", logits, dim);
+  const double t = checked_tau(tau);
+  const uint64_t key = random_key(seed);
+  return hard || t == 0 ? one_hot(logits, shape, key, row_offset)
+                        : relaxed(logits, shape, t, key, row_offset);
+}
+
+std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Tensor& saved,
+                                                   const Tensor& tau, const Tensor& seed,
+                                                   int64_t row_offset, int64_t dim, bool hard,
+                                                   bool need_tau) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const RowsAlong shape = rows_along("saved", saved, dim);
+  TORCH_CHECK_VALUE(grad.sizes() == saved.sizes(), "grad: expected ", saved.sizes(), ", got ",
+                    grad.sizes());
+  const double t = checked_tau(tau);
+  const uint64_t key = random_key(seed);
+  const at::ScalarType type = compute_type(saved);
+  const Tensor d_logits = empty_result(saved);
+  std::vector<double> d_tau(need_tau ? shape.rows() : 0);
+  for_pieces(shape, type, {grad, saved}, {d_logits}, [&](const Piece& piece) {
+    const GumbelRows rows = rows_of(piece, shape, type, key, row_offset, t);
+    std::vector<float> maxima(blocks(shape));
+    const auto differentiate = [&](const GumbelRows& part, int64_t row, const void* g,
+                                   const void* y, void* d_x) {
+      TILEWISE_DISPATCH(softmax_gradient)
+      (part, g, y, d_x, need_tau ? d_tau.data() + row : nullptr);
+    };
+    if (!hard) {
+      differentiate(rows, piece.first, piece.data[0], piece.data[1], piece.data[2]);
+      return;
+    }
+    // The relaxed sample of one row at a time.
+    const int64_t bytes = shape.cols * (rows.is_double ? sizeof(double) : sizeof(float));
+    std::vector<char> y(bytes);
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      GumbelRows row = rows;
+      row.rows = 1;
+      row.first_row += r;
+      const auto at = [&](int operand) {
+        return static_cast<char*>(piece.data[operand]) + r * bytes;
+      };
+      TILEWISE_DISPATCH(gumbel_softmax)(row, at(1), y.data(), maxima.data());
+      differentiate(row, piece.first + r, at(0), y.data(), at(2));
+    }
+  });
+  double total = 0;  // in the order of rows
+  for (const double part : d_tau) total += part;
+  const auto options = tau.options();
+  return {d_logits, need_tau ? at::scalar_tensor(total, options) : at::empty({0}, options)};
+}
+
+}  // namespace tilewise

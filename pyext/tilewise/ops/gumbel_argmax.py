@@ -1,0 +1,110 @@
+"""Sampling from a categorical distribution by the largest perturbed logit (Gumbel-max)."""
+
+import torch
+from torch import Tensor
+
+from tilewise import _backend, reference
+from tilewise.ops import _arguments
+from tilewise.ops._register import register
+from tilewise.reference._philox import seed_tensor
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    k: int | None = None,
+    dim: int = -1,
+    seed: Tensor | int | None = None,
+    row_offset: int = 0,
+    log_prob: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Samples from the categorical distribution of the logits; only indices are written.
+
+        index = argmax_j (logits_j + g_j),    so that    P(index = j) = softmax(logits)_j
+
+    with independent Gumbel noise g. The k largest are a sample of k categories without replacement:
+    the first is drawn from the softmax, the next from the softmax of those that are left, and so on.
+
+    Args:
+        logits: any shape, float16, bfloat16, float32 or float64. -inf masks a category.
+        k: how many categories, in the order in which they are drawn. None: one, without a dimension.
+        dim: of the categories.
+        seed, row_offset: as in `gumbel_softmax`, whose noise this is: for equal seeds,
+            `gumbel_softmax(hard=True)` has its 1 where this points.
+        log_prob: return log softmax(logits) at the indices as well.
+
+    Returns:
+        index, int64, as `logits` with `dim` removed, or of size k. With `log_prob` a pair, the
+        second float32 (float64 for float64 logits). NaN never wins, equal values go to the lowest
+        index, masked categories come last; where nothing is above -inf, the index is 0.
+
+    `log_prob` is differentiable in `logits`, any number of times; the index is not.
+
+    Cost: one reading of the logits (two with `log_prob`); most elements need no logarithm, because
+    their random word already shows that they cannot win. Memory of the result, and k * 16 bytes for
+    each thread.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape or dtype, named in the text; k larger
+            than the number of categories; no categories.
+        RuntimeError: inside a torch.func transform.
+
+    Paper: Maddison, Tarlow and Minka, A* Sampling, NeurIPS 2014; without replacement: Kool, van
+    Hoof and Welling, Stochastic Beams and Where to Find Them, ICML 2019.
+    """
+    _arguments.check_floating("logits", logits)
+    if logits.dim() == 0:
+        raise ValueError("logits: expected at least one dimension, got ()")
+    dim = _arguments.dimension("dim", dim, logits)
+    count = 1 if k is None else _arguments.integer("k", k, least=1)
+    if count > logits.shape[dim] and (k is not None or logits.numel() == 0):
+        raise ValueError(f"k: expected at most the {logits.shape[dim]} categories, got {count}")
+    row_offset = _arguments.integer("row_offset", row_offset)
+    seed = seed_tensor(seed, logits.device)
+
+    room = _backend.choose(logits.device, logits.dtype)
+    if room == "reference":
+        return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob)
+    _arguments.refuse_functorch("gumbel_argmax")
+    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    index, value = op.gumbel_argmax(logits, seed, row_offset, dim, count, bool(log_prob))
+    if k is None:
+        index, value = index.squeeze(dim), value.squeeze(dim) if log_prob else value
+    return (index, value) if log_prob else index
+
+
+def _fake(logits, seed, row_offset, dim, k, log_prob):
+    shape = [*logits.shape[:dim], k, *logits.shape[dim + 1 :]]
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty(shape, dtype=torch.int64),
+        logits.new_empty(shape if log_prob else 0, dtype=dtype),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    logits, _, _, ctx.dim, _, log_prob = inputs
+    index, _ = output
+    ctx.mark_non_differentiable(index)
+    ctx.set_materialize_grads(False)
+    if log_prob:
+        ctx.save_for_backward(logits, index)
+
+
+def _backward(ctx, _, grad):
+    nothing = (None,) * 5
+    if grad is None or not ctx.saved_tensors:
+        return None, *nothing
+    logits, index = ctx.saved_tensors
+    probabilities = torch.softmax(logits.to(grad.dtype), ctx.dim)
+    d_logits = -grad.sum(ctx.dim, keepdim=True) * probabilities
+    return d_logits.scatter_add(ctx.dim, index, grad).to(logits.dtype), *nothing
+
+
+register(
+    "gumbel_argmax",
+    "(Tensor logits, Tensor seed, SymInt row_offset, int dim, int k, bool log_prob) "
+    "-> (Tensor index, Tensor log_prob)",
+    _fake,
+    _setup_context,
+    _backward,
+)

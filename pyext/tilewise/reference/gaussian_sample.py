@@ -1,0 +1,31 @@
+"""Reparameterised Gaussian samples and their divergence from N(0, 1), as the equations say them."""
+
+import torch
+from torch import Tensor
+
+from tilewise.reference import _philox
+from tilewise.reference._precision import exact_dtype, no_autocast
+
+
+def gaussian_sample(
+    mean: Tensor,
+    logvar: Tensor,
+    seed: Tensor | int | None = None,
+    row_offset: int = 0,
+    logvar_range: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `tilewise.gaussian_sample` computes; arguments and results are the same.
+
+    Cost: a dozen tensors of the size of `mean`, in int64 and float64.
+    """
+    kl_dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    with no_autocast(mean):
+        m, v = torch.broadcast_tensors(mean.to(exact_dtype(mean)), logvar.to(exact_dtype(mean)))
+        if logvar_range is not None:
+            v = v.clamp(*logvar_range)
+        rows = m.shape[0]
+        cols = m.numel() // max(rows, 1)
+        noise = _philox.gaussian(_philox.seed_tensor(seed, m.device), rows, cols, row_offset)
+        z = m + torch.exp(v / 2) * noise.view(m.shape)
+        terms = (m.square() + torch.expm1(v) - v) / 2  # >= 0, each of them
+        return z.to(mean.dtype), terms.reshape(rows, cols).sum(1).to(kl_dtype)
