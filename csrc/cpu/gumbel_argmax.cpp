@@ -113,7 +113,12 @@ void top(NoiseRow noise, const T* x, int64_t cols, Perturbed* heap, int64_t k, i
   }
 }
 
-TILEWISE_INLINE double log_sum_exp(const float* x, int64_t cols) {
+// The largest logit, and how far the logarithm of the sum of exponentials is above it.
+struct Normalizer {
+  double largest, rest;
+};
+
+TILEWISE_INLINE Normalizer log_sum_exp(const float* x, int64_t cols) {
   Floats most = Floats::all(-INFINITY);
   float copy[kStep];
   for (int64_t col = 0; col < cols; col += kStep) {
@@ -133,14 +138,14 @@ TILEWISE_INLINE double log_sum_exp(const float* x, int64_t cols) {
     }
     total += fold(sum[0] + sum[1], Add());
   }
-  return base + ::log(total);
+  return {base, ::log(total)};
 }
 
-TILEWISE_INLINE double log_sum_exp(const double* x, int64_t cols) {
+TILEWISE_INLINE Normalizer log_sum_exp(const double* x, int64_t cols) {
   double most = -INFINITY, total = 0;
   for (int64_t i = 0; i < cols; ++i) most = x[i] > most ? x[i] : most;
   for (int64_t i = 0; i < cols; ++i) total += ::exp(x[i] - most);
-  return most + ::log(total);
+  return {most, ::log(total)};
 }
 
 TILEWISE_INLINE void choose(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap,
@@ -168,8 +173,10 @@ void argmax_rows(const ArgmaxRows& rows, const T* x, Perturbed* heap, int64_t* i
   for (int64_t r = 0; r < rows.rows; ++r, x += rows.cols, index += rows.k) {
     choose({rows.seed, rows.first_row + r}, x, rows.cols, heap, rows.k, index, mark_invalid);
     if (!log_prob) continue;
-    const double all = log_sum_exp(x, rows.cols);
-    for (int64_t i = 0; i < rows.k; ++i) *log_prob++ = static_cast<T>(x[index[i]] - all);
+    const Normalizer all = log_sum_exp(x, rows.cols);
+    for (int64_t i = 0; i < rows.k; ++i) {
+      *log_prob++ = static_cast<T>((x[index[i]] - all.largest) - all.rest);
+    }
   }
 }
 

@@ -169,20 +169,41 @@ TILEWISE_INLINE double dot(const double* a, const double* b, int64_t cols) {
   return total;
 }
 
+// Sum of -y * (grad - mean) * log(y): tau times the gradient of tau. A perturbed logit is
+// tau * log(y) and a constant of its row, which drops out.
+TILEWISE_INLINE double tau_sum(const float* grad, const float* y, int64_t cols, float mean) {
+  double total = 0;
+  for (int64_t first = 0; first < cols; first += kSoftmaxBlock) {
+    Floats sum = Floats::all(0.0f);
+    for (int64_t col = first; col < cols && col < first + kSoftmaxBlock; col += kStep) {
+      float copies[2][kStep];
+      const float* g = step_at(grad + col, cols - col, mean, copies[0]);
+      const float* p = step_at(y + col, cols - col, 0.0f, copies[1]);
+      for (int i = 0; i < 2; ++i) {
+        const Floats v = Floats::load(p + 16 * i);
+        const Floats log = minus_log(higher(v, Floats::all(FLT_MIN)));  // 0 * log(0) is 0
+        sum = multiply_add(v * (Floats::load(g + 16 * i) - Floats::all(mean)), log, sum);
+      }
+    }
+    total += fold(sum, Add());
+  }
+  return total;
+}
+
+TILEWISE_INLINE double tau_sum(const double* grad, const double* y, int64_t cols, double mean) {
+  double total = 0;
+  for (int64_t j = 0; j < cols; ++j) {
+    total -= y[j] * (grad[j] - mean) * ::log(y[j] < DBL_MIN ? DBL_MIN : y[j]);
+  }
+  return total;
+}
+
 template <typename T>
 void gradient_rows(const GumbelRows& rows, const T* grad, const T* y, T* d_x, double* d_tau) {
   const T inverse = static_cast<T>(rows.inverse_tau);
-  constexpr T kSmallest = sizeof(T) == 8 ? DBL_MIN : FLT_MIN;
   for (int64_t r = 0; r < rows.rows; ++r, grad += rows.cols, y += rows.cols, d_x += rows.cols) {
     const T mean = static_cast<T>(dot(y, grad, rows.cols));
-    if (d_tau) {  // a perturbed logit is tau * log(y) and a constant of its row, which drops out
-      double sum = 0;
-      for (int64_t j = 0; j < rows.cols; ++j) {
-        const double p = y[j];
-        sum += p * (grad[j] - mean) * ::log(p < kSmallest ? kSmallest : p);
-      }
-      d_tau[r] = -sum * rows.inverse_tau;
-    }
+    if (d_tau) d_tau[r] = tau_sum(grad, y, rows.cols, mean) * rows.inverse_tau;
     for (int64_t j = 0; j < rows.cols; ++j) d_x[j] = y[j] * (grad[j] - mean) * inverse;
   }
 }
