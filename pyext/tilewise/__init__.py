@@ -5,7 +5,7 @@ stored. Every op has the same name in every room: `tilewise.ops` (what you call)
 `tilewise.reference` (plain PyTorch), the C++ extension.
 """
 
-from tilewise import nn, reference
+from tilewise import evaluation, nn, reference
 from tilewise._backend import backend, backends
 from tilewise.ops import (
     code_sums,
@@ -22,6 +22,7 @@ __all__ = [
     "backend",
     "backends",
     "code_sums",
+    "evaluation",
     "gaussian_sample",
     "gumbel_argmax",
     "gumbel_softmax",

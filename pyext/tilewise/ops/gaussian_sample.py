@@ -18,17 +18,19 @@ def gaussian_sample(
     row_offset: int = 0,
     logvar_range: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""A sample of N(mean, exp(logvar)) that gradients pass through, and the divergence from N(0, 1).
+    r"""A sample of N(mean, exp(logvar)) that gradients pass through, and the divergence.
 
         z = mean + exp(logvar / 2) * e,    e standard normal
-        kl_i = sum over the elements of row i of (mean^2 + exp(logvar) - 1 - logvar) / 2
+        kl_i = sum over the elements of row i of (mean^2 + exp(logvar) - 1 - logvar) / 2,
+
+    the Kullback-Leibler divergence of the row's distribution from N(0, 1).
 
     The noise e is float32 whatever the dtype, and never stored: the backward pass makes it again.
 
     Args:
         mean: (B, ...), float16, bfloat16, float32 or float64. A row is what the first dimension
             counts.
-        logvar: log of the variance; same dtype and device, same shape or one that broadcasts with it.
+        logvar: log of the variance; same dtype and device, a shape that broadcasts with mean's.
         seed: an int or an int64 tensor of one element; equal seeds give equal samples. None draws
             one from torch's default generator, which `torch.manual_seed` governs.
         row_offset: the number of the first row: parts of a batch, each with its offset, get the

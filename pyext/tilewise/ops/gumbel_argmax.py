@@ -22,11 +22,11 @@ def gumbel_argmax(
         index = argmax_j (logits_j + g_j),    so that    P(index = j) = softmax(logits)_j
 
     with independent Gumbel noise g. The k largest are a sample of k categories without replacement:
-    the first is drawn from the softmax, the next from the softmax of those that are left, and so on.
+    the first is drawn from the softmax, the next from the softmax of those left, and so on.
 
     Args:
         logits: any shape, float16, bfloat16, float32 or float64. -inf masks a category.
-        k: how many categories, in the order in which they are drawn. None: one, without a dimension.
+        k: how many categories, in the order in which they are drawn. None: one, no dimension.
         dim: of the categories.
         seed, row_offset: as in `gumbel_softmax`, whose noise this is: for equal seeds,
             `gumbel_softmax(hard=True)` has its 1 where this points.

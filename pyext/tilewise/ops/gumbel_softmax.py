@@ -20,7 +20,7 @@ def gumbel_softmax(
     seed: Tensor | int | None = None,
     row_offset: int = 0,
 ) -> Tensor:
-    r"""A relaxed sample from the categorical distribution of the logits, or with `hard` a one-hot one.
+    r"""A relaxed sample of the categorical distribution of the logits, or a one-hot one.
 
         y = softmax((logits + g) / tau),    g = -log(-log(1 - u)),    u uniform in (0, 1)
 

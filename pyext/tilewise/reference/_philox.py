@@ -1,7 +1,7 @@
 """The random stream of every room: Philox4x32-10, and the variates that are made of its words.
 
-A word depends on the seed, its row and column, and the op that asks, on nothing else: Salmon et al.,
-Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
+A word depends on the seed, its row and column, and the op that asks, on nothing else: Salmon et
+al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
 """
 
 import math
@@ -45,7 +45,7 @@ def philox4x32(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
 
 
 def words(seed: Tensor, rows: int, cols: int, row_offset: int, op: int) -> Tensor:
-    """The stream's words for `cols` columns of rows row_offset, row_offset + 1, ...: (rows, cols)."""
+    """The stream's words for rows row_offset, row_offset + 1, ...: (rows, cols)."""
     row = torch.arange(rows, device=seed.device)[:, None] + row_offset
     call = torch.arange(-(-cols // 4), device=seed.device)[None, :]  # makes four columns
     row, call = torch.broadcast_tensors(row, call)

@@ -1,0 +1,145 @@
+"""Retrieval recall and zero-shot accuracy by exact search, without the matrix of similarities."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilewise.ops import _arguments
+from tilewise.ops.nearest_code import MAX_TOPK, nearest_code
+
+
+class RetrievalRecall(NamedTuple):
+    """Recall for each k, from 0 to 1."""
+
+    image_to_text: dict[int, float]
+    text_to_image: dict[int, float]
+
+
+def retrieval_recall(
+    image_features: Tensor,
+    text_features: Tensor,
+    k: Sequence[int] = (1, 5, 10),
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+) -> RetrievalRecall:
+    r"""How often one of the k most similar texts (images) belongs to the image (text).
+
+        recall@k = |{i : a match of i is among its k nearest by cosine}| / |{i : i has a match}|
+
+    The nearest ones are found by `tilewise.nearest_code`: exactly, the lowest index among equals.
+
+    Args:
+        image_features: (B, D), float16, bfloat16, float32 or float64; need not be normalised.
+        text_features: (N, D), same dtype and device.
+        k: each at most 16; those beyond the number of candidates count all of these.
+        image_ids, text_ids: int64, (B,) and (N,): an image and a text match where these are equal,
+            so an image may have several texts. Both None: image i matches text i alone.
+
+    Returns:
+        (image_to_text, text_to_image), each {k: recall}. NaN where nothing has a match.
+
+    Cost: two searches, each a product of B * N * D in 8-bit integers; memory O((B + N) * D).
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
+    """
+    _arguments.check_features(image_features, text_features)
+    if (image_ids is None) != (text_ids is None):
+        raise ValueError("image_ids, text_ids: expected both or neither")
+    if image_ids is None:
+        if len(image_features) != len(text_features):
+            raise ValueError(
+                f"text_features: expected {len(image_features)} rows, one for each image, or ids; "
+                f"got {len(text_features)}"
+            )
+        image_ids = text_ids = torch.arange(len(image_features), device=image_features.device)
+    _check_ids("image_ids", image_ids, image_features)
+    _check_ids("text_ids", text_ids, text_features)
+    return RetrievalRecall(
+        _recall(image_features, text_features, k, image_ids, text_ids),
+        _recall(text_features, image_features, k, text_ids, image_ids),
+    )
+
+
+def zero_shot_classifier(prompt_features: Tensor | Sequence[Tensor]) -> Tensor:
+    r"""One direction for each class, out of the text features of its prompts (a prompt ensemble).
+
+        c_k = normalize(mean_p normalize(f_kp))
+
+    Args:
+        prompt_features: (K, P, D), or K tensors (P_k, D) where classes have different numbers of
+            prompts; any floating dtype.
+
+    Returns:
+        (K, D), rows of length 1.
+
+    Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
+    ICML 2021, section 3.1.4.
+    """
+    means = [F.normalize(prompts, dim=-1).mean(-2) for prompts in prompt_features]
+    if not means:
+        raise ValueError("prompt_features: expected at least one class")
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def zero_shot_accuracy(
+    image_features: Tensor, classifier: Tensor, labels: Tensor, k: Sequence[int] = (1, 5)
+) -> dict[int, float]:
+    """How often the right class is among the k that are most similar to the image.
+
+    Args:
+        image_features: (B, D), float16, bfloat16, float32 or float64; need not be normalised.
+        classifier: (K, D), a row for each class: what `zero_shot_classifier` makes.
+        labels: (B,) int64.
+        k: each at most 16; those beyond the number of classes count all of these.
+
+    Returns:
+        {k: accuracy}, from 0 to 1. NaN for no images.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
+    """
+    _arguments.check_features(image_features, classifier)
+    _check_ids("labels", labels, image_features)
+    classes = torch.arange(len(classifier), device=labels.device)
+    hits = _hits(image_features, classifier, k, labels, classes)
+    return {n: _mean(hits[:, :n].any(1)) for n in k}
+
+
+def _check_ids(name: str, ids: Tensor | None, features: Tensor) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name}: expected an int64 tensor, got {got}")
+    if ids.shape != features.shape[:1]:
+        raise ValueError(f"{name}: expected ({len(features)},), got {tuple(ids.shape)}")
+    if ids.device != features.device:
+        raise ValueError(f"{name}: expected on {features.device}, got {ids.device}")
+
+
+def _hits(
+    queries: Tensor, candidates: Tensor, k: Sequence[int], ids: Tensor, candidate_ids: Tensor
+) -> Tensor:
+    """Whether each of the nearest candidates matches: (queries, the largest k) bool."""
+    for n in k:
+        if not 1 <= _arguments.integer("k", n) <= MAX_TOPK:
+            raise ValueError(f"k: expected from 1 to {MAX_TOPK}, got {n}")
+    if len(candidates) == 0 or not k:
+        return torch.zeros(len(queries), 0, dtype=torch.bool, device=queries.device)
+    with torch.no_grad():
+        most = min(max(k), len(candidates))
+        nearest = nearest_code(queries, candidates, metric="cosine", topk=most).index
+    return candidate_ids[nearest] == ids[:, None]
+
+
+def _recall(
+    queries: Tensor, candidates: Tensor, k: Sequence[int], ids: Tensor, candidate_ids: Tensor
+) -> dict[int, float]:
+    hits = _hits(queries, candidates, k, ids, candidate_ids)[torch.isin(ids, candidate_ids)]
+    return {n: _mean(hits[:, :n].any(1)) for n in k}
+
+
+def _mean(hits: Tensor) -> float:
+    return float(hits.double().mean())
