@@ -18,14 +18,16 @@ def eager_sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
-    positives: int | None = 0,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     """The sigmoid loss in the inputs' own dtype, with its B x N matrices of logits and labels."""
     logits = logit_scale * image_features @ text_features.T  # (B, N)
     if logit_bias is not None:
         logits = logits + logit_bias
     labels = -torch.ones_like(logits)
-    if positives is not None:
+    if isinstance(positives, tuple):
+        labels = labels + 2 * (positives[0][:, None] == positives[1])
+    elif positives is not None:
         rows = torch.arange(len(image_features), device=logits.device)
         columns = torch.arange(len(text_features), device=logits.device)
         labels = labels + 2 * (columns == rows[:, None] + positives)
@@ -131,15 +133,70 @@ def bincount_code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor
     return torch.bincount(index, minlength=num_codes), torch.stack(columns, 1).to(x.dtype)
 
 
+# The name of a candidate that draws nothing: a sample's reading, writing and exponentials alone.
+SOFTMAX = "F.softmax"
+
+
+def gumbel_softmax(logits: Tensor, hard: bool, dim: int) -> Tensor:
+    """torch's own function."""
+    return F.gumbel_softmax(logits, hard=hard, dim=dim)
+
+
+def relaxed_one_hot(logits: Tensor, hard: bool, dim: int) -> Tensor:
+    """torch.distributions' relaxed sample; hard as pyro's subclass makes it."""
+    law = torch.distributions.RelaxedOneHotCategorical(
+        torch.ones((), device=logits.device), logits=logits.movedim(dim, -1)
+    )
+    soft = law.rsample().movedim(-1, dim)
+    if not hard:
+        return soft
+    one_hot = torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return soft + (one_hot - soft).detach()
+
+
+def multinomial(logits: Tensor, k: int | None) -> Tensor:
+    """k categories without replacement; None: one, without a dimension."""
+    index = torch.multinomial(logits.softmax(-1), k or 1)
+    return index if k else index.squeeze(-1)
+
+
+def lucidrains_gumbel_sample(logits: Tensor, k: int | None) -> Tensor:
+    """The sampling of lucidrains' quantisers, which also makes a one-hot matrix."""
+    package = importlib.import_module("vector_quantize_pytorch.vector_quantize_pytorch")
+    return package.gumbel_sample(logits, stochastic=True, topk=k)[0]
+
+
+def eager_gaussian_sample(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """A reparameterised sample and its divergence, as variational autoencoders write them."""
+    std = torch.exp(0.5 * logvar)
+    z = mean + std * torch.randn_like(std)
+    kl = 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar, dim=(1, 2, 3))
+    return z, kl
+
+
+def diffusers_gaussian_sample(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by diffusers' class, whose input holds mean and logvar."""
+    _make_torchvision_importable()
+    vae = importlib.import_module("diffusers.models.autoencoders.vae")
+    posterior = vae.DiagonalGaussianDistribution(parameters)
+    return posterior.sample(), posterior.kl()
+
+
 _torchvision_ops: list[torch.library.Library] = []
 
 
-@functools.cache
 def open_clip_loss() -> ModuleType:
-    """open_clip.loss, also where torchvision was built for another torch.
+    """open_clip.loss, also where torchvision was built for another torch."""
+    _make_torchvision_importable()
+    return importlib.import_module("open_clip.loss")
 
-    open_clip imports torchvision, and a torchvision whose C++ operators do not load stops at the
-    first schema that it misses. Declaring two of them lets it go on; the loss needs none.
+
+@functools.cache
+def _make_torchvision_importable() -> None:
+    """For open_clip and diffusers, which import it; neither needs it here.
+
+    A torchvision whose C++ operators do not load stops at the first schema that it misses.
+    Declaring two of them lets it go on.
     """
     try:
         importlib.import_module("torchvision")
@@ -150,4 +207,3 @@ def open_clip_loss() -> ModuleType:
         for op in ("nms", "qnms"):
             library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _torchvision_ops.append(library)  # a library that is dropped takes its schemas along
-    return importlib.import_module("open_clip.loss")

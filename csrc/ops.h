@@ -13,7 +13,8 @@ namespace tilewise {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sigmoid_loss(
     const at::Tensor& image_features, const at::Tensor& text_features,
     const at::Tensor& logit_scale, const std::optional<at::Tensor>& logit_bias,
-    std::optional<int64_t> positives, bool need_image, bool need_text, bool need_scale,
+    std::optional<int64_t> positives, const std::optional<at::Tensor>& image_ids,
+    const std::optional<at::Tensor>& text_ids, bool need_image, bool need_text, bool need_scale,
     bool need_bias);
 
 // See pyext/tilewise/ops/nearest_code.py. x (H, N, D), codebook (H, K, D), mask (H, N); results

@@ -15,6 +15,7 @@
 
 #include "matmul.h"
 #include "ops.h"
+#include "positives.h"
 
 namespace tilewise {
 namespace {
@@ -28,7 +29,7 @@ constexpr int64_t kTileCols = 1024;
 
 struct Problem {
   Tensor image, text;  // (B, D), (N, D)
-  std::optional<int64_t> positives;
+  Positives positives;
   SigmoidParams params;
   at::ScalarType product_type;  // of the factors of matrix products
   Tensor d_image, d_text_t;     // (B, D) and (D, N), undefined if not needed
@@ -36,9 +37,9 @@ struct Problem {
 
 // Gradients of one tile of logits, which are never stored themselves: each block of them becomes a
 // block of gradients at once. image (m, D), text (n, D); grads (m, n), undefined if not needed;
-// `diagonal`: see SigmoidTile.
-SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& grads,
-                      int64_t diagonal, const SigmoidParams& params, Workspace& workspace) {
+// `row`, `col`: where the tile begins.
+SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& grads, int64_t row,
+                      int64_t col, const Problem& problem, Workspace& workspace) {
   const auto kernel = TILEWISE_DISPATCH(sigmoid_tile);
   const TileType type = image.scalar_type() == at::kDouble     ? TileType::Double
                         : image.scalar_type() == at::kBFloat16 ? TileType::FloatToBFloat16
@@ -48,14 +49,19 @@ SigmoidSums tile_loss(const Tensor& image, const Tensor& text, const Tensor& gra
     const bool store = grads.defined();
     const Tensor part =
         store ? grads.narrow(0, block.row, block.rows).narrow(1, block.col, block.cols) : dots;
+    Block place = block;
+    place.row += row;
+    place.col += col;
+    const Positives::InBlock positives = problem.positives.in_block(place);
     const SigmoidTile tile{dots.const_data_ptr(),
                            part.mutable_data_ptr(),
                            block.rows,
                            block.cols,
                            dots.stride(0),
                            part.stride(0),
-                           diagonal == kNoPositives ? diagonal : diagonal + block.row - block.col};
-    partial[block.index] = kernel(type, tile, params);
+                           positives.begin.data(),
+                           positives.cols.data()};
+    partial[block.index] = kernel(type, tile, problem.params);
   });
   SigmoidSums sums;  // in a fixed order: the same bits for every thread count
   for (const SigmoidSums& p : partial) {
@@ -85,10 +91,7 @@ SigmoidSums run(const Problem& p) {
       const Tensor text = slice(p.text, c, kTileCols);  // (n, D)
       const int64_t n = text.size(0);
       const Tensor grads = need_features ? space.narrow(0, 0, m * n).view({m, n}) : Tensor();
-      // Beyond the matrix no offset matches, and none overflows.
-      const int64_t diagonal =
-          p.positives ? r + std::clamp(*p.positives, -rows, cols) - c : kNoPositives;
-      const SigmoidSums sums = tile_loss(image, text, grads, diagonal, p.params, workspace);
+      const SigmoidSums sums = tile_loss(image, text, grads, r, c, p, workspace);
       total.loss += sums.loss;
       total.dz_dot += sums.dz_dot;
       total.dz += sums.dz;
@@ -121,11 +124,22 @@ void check(const Tensor& image, const Tensor& text, const Tensor& scale,
                     bias->sizes());
 }
 
+Positives positives_of(const Tensor& image, const Tensor& text, std::optional<int64_t> offset,
+                       const std::optional<Tensor>& image_ids,
+                       const std::optional<Tensor>& text_ids) {
+  if (!image_ids || !text_ids) return Positives(image.size(0), text.size(0), offset);
+  TORCH_CHECK_VALUE(image_ids->numel() == image.size(0) && text_ids->numel() == text.size(0),
+                    "positives: an id for each row expected, got ", image_ids->sizes(), " and ",
+                    text_ids->sizes());
+  return Positives(*image_ids, *text_ids);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
     const Tensor& image_features, const Tensor& text_features, const Tensor& logit_scale,
-    const std::optional<Tensor>& logit_bias, std::optional<int64_t> positives, bool need_image,
+    const std::optional<Tensor>& logit_bias, std::optional<int64_t> positives,
+    const std::optional<Tensor>& image_ids, const std::optional<Tensor>& text_ids, bool need_image,
     bool need_text, bool need_scale, bool need_bias) {
   // The products inside run as they are written, also when called below autograd or autocast.
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -153,13 +167,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
   // bfloat16 products write rows only, so there the transpose is summed, and turned at the end.
   const bool turn = products == at::kBFloat16;
   const Tensor d_text = gradient(need_text, turn ? dim : cols, turn ? cols : dim);
-  const SigmoidSums sums = run({image_features,
-                                text_features,
-                                positives,
-                                {scale, bias, scale * inverse_count, need_grad},
-                                products,
-                                d_image,
-                                need_text && !turn ? d_text.t() : d_text});
+  const SigmoidSums sums =
+      run({image_features,
+           text_features,
+           positives_of(image_features, text_features, positives, image_ids, text_ids),
+           {scale, bias, scale * inverse_count, need_grad},
+           products,
+           d_image,
+           need_text && !turn ? d_text.t() : d_text});
 
   const auto none = [&] { return at::empty({0}, options); };
   const auto scalar = [&](double value) {

@@ -66,7 +66,7 @@ def differentiate(
     grad_ptr,  # (TILE_M, 1): where the first column of dz goes
     sums,  # (THREADS,) each: loss, dz * dot, dz
     row, col,  # of the first element of `dots`
-    rows, cols, scale, bias, diagonal,
+    rows, cols, scale, bias, diagonal, image_ids_ptr, text_ids_ptr, IDS: tl.constexpr,
     SCALE: tl.constexpr, NEED_GRAD: tl.constexpr, EVEN: tl.constexpr, PIECES: tl.constexpr,
 ):
     """Stores dz = SCALE * d(loss)/d(logit) and adds to the sums, a piece of columns at a time."""
@@ -77,26 +77,33 @@ def differentiate(
         left, right = tl.split(dots.reshape(TILE_M, 2, HALF).permute(0, 2, 1))
         sums = differentiate(
             left, grad_ptr, sums, row, col,
-            rows, cols, scale, bias, diagonal, SCALE, NEED_GRAD, EVEN, PIECES // 2,
+            rows, cols, scale, bias, diagonal, image_ids_ptr, text_ids_ptr, IDS,
+            SCALE, NEED_GRAD, EVEN, PIECES // 2,
         )
         sums = differentiate(
             right, grad_ptr + HALF, sums, row, col + HALF,
-            rows, cols, scale, bias, diagonal, SCALE, NEED_GRAD, EVEN, PIECES // 2,
+            rows, cols, scale, bias, diagonal, image_ids_ptr, text_ids_ptr, IDS,
+            SCALE, NEED_GRAD, EVEN, PIECES // 2,
         )
     elif col < cols:  # a branch also keeps the compiler from mixing pieces, and so from spilling
         i = row + tl.arange(0, TILE_M)
         j = col + tl.arange(0, WIDTH)
-        match = i + diagonal
+        if IDS:
+            match = tl.load(image_ids_ptr + i, mask=i < rows, other=0)
+            label = tl.load(text_ids_ptr + j, mask=j < cols, other=0)
+        else:
+            match = i + diagonal
+            label = j
         z = dots * scale
         if EVEN:
             z += bias
-        else:  # what is outside gets a logit of -inf and no match, which adds exactly 0
+        else:  # what is outside gets a logit of -inf
             row_bias = tl.where(i < rows, bias, float("-inf"))
             col_bias = tl.where(j < cols, 0.0, float("-inf"))
             z += row_bias[:, None] + col_bias[None, :]
-            match = tl.where(i < rows, match, -1)
-            j = tl.where(j < cols, j, -(2**31))
-        positive = match[:, None] == j[None, :]
+        positive = match[:, None] == label[None, :]
+        if not EVEN:  # and no match, which adds exactly 0
+            positive = positive & (i < rows)[:, None] & (j < cols)[None, :]
         z = tl.where(positive, -z, z)  # now loss = softplus(z) for either kind of pair
         e = tl.exp2(tl.abs(z) * -1.4426950408889634)
         loss, dz_dot, dz_sum = sums
@@ -123,9 +130,11 @@ def sigmoid_tile(
     scale_ptr, bias_ptr,  # one float32 each
     rows, cols, depth, image_stride, text_stride, grad_stride,
     diagonal,  # row i matches column i + diagonal
+    image_ids_ptr, text_ids_ptr,  # (rows,), (cols,) int64: if IDS, equal ones match instead
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
     THREADS: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
     SCALE: tl.constexpr, NEED_GRAD: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
+    IDS: tl.constexpr,
 ):
     """One tile of logits. `depth` is a multiple of TILE_K; with EVEN, rows and cols are of theirs.
 
@@ -164,8 +173,8 @@ def sigmoid_tile(
     zero = tl.zeros((THREADS,), tl.float32)
     sums = differentiate(
         dots, grad_ptr, (zero, zero, zero), row, col,
-        rows, cols, tl.load(scale_ptr), tl.load(bias_ptr), diagonal,
-        SCALE, NEED_GRAD, EVEN, PIECES,
+        rows, cols, tl.load(scale_ptr), tl.load(bias_ptr), diagonal, image_ids_ptr, text_ids_ptr,
+        IDS, SCALE, NEED_GRAD, EVEN, PIECES,
     )
     sums_ptr += program
     tl.store(sums_ptr, tl.sum(sums[0]))
@@ -180,11 +189,12 @@ def stored_scale(dtype: torch.dtype) -> float:
 
 def launch(
     image: Tensor, text: Tensor, grad: Tensor | None, scale: Tensor, bias: Tensor, diagonal: int,
-    arch: str, kind: str,
+    arch: str, kind: str, ids: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Runs the kernel on one chunk of the logits; returns float64 sums: loss, dz * dot, dz.
 
     `grad` (rows, cols) is a view of memory with room for whole tiles. Without it: loss only.
+    With `ids` of its rows and columns, equal ones match, and `diagonal` does not count.
     """
     rows, cols = len(image), len(text)
     tile = _common.choose_tile(TILES, DEFAULT_TILES, arch, kind)
@@ -194,18 +204,18 @@ def launch(
         _common.source(image, tile.rows, tile, kind), _common.source(text, tile.cols, tile, kind),
         sums if grad is None else grad, sums, scale, bias,
         rows, cols, image.shape[1], image.stride(0), text.stride(0),
-        0 if grad is None else grad.stride(0), diagonal,
+        0 if grad is None else grad.stride(0), diagonal, *(ids or (sums, sums)),
         TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
         THREADS=tile.warps * _common.warp_size(arch), GROUP=8,
         PRECISION="ieee" if kind == "half" else kind, SCALE=stored_scale(image.dtype),
         NEED_GRAD=grad is not None,
         EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma,
-        num_warps=tile.warps, num_stages=tile.stages,
+        IDS=ids is not None, num_warps=tile.warps, num_stages=tile.stages,
     )
     return sums.sum(1, dtype=torch.float64)
 
 
-def _sigmoid_loss(image_features, text_features, scale, bias, positives, needs):
+def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, needs):
     rows, cols, depth = len(image_features), len(text_features), image_features.shape[1]
     arch = _common.architecture(image_features.device)
     kind = _common.product_kind(image_features.dtype, arch)
@@ -237,7 +247,8 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, needs):
             # Row i of the chunk matches column i + diagonal; from len(y) on there is none.
             diagonal = len(y) if positives is None else r + positives - c
             diagonal = min(max(diagonal, -len(x)), len(y))
-            sums += launch(x, y, grad, scale, bias, diagonal, arch, kind)
+            here = ids and (ids[0][r : r + chunk_rows], ids[1][c : c + chunk_cols])
+            sums += launch(x, y, grad, scale, bias, diagonal, arch, kind, here)
             if need_image:
                 _common.add_product(d_image[r : r + chunk_rows], grad, y, accumulate=c > 0)
             if need_text:
@@ -264,6 +275,8 @@ def sigmoid_loss(
     logit_scale: Tensor,
     logit_bias: Tensor | None,
     positives: int | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
     need_image: bool,
     need_text: bool,
     need_scale: bool,
@@ -278,6 +291,7 @@ def sigmoid_loss(
         text_features: (N, D), the same.
         logit_scale, logit_bias: one float32 each.
         positives: m_ij is 1 where j = i + positives, else -1. None: -1 everywhere.
+        image_ids, text_ids: int64 (B,) and (N,): m_ij is 1 where these are equal instead.
 
     Returns:
         loss, d_image, d_text, d_scale, d_bias; empty where not needed. Equal bits on every run.
@@ -291,8 +305,9 @@ def sigmoid_loss(
     if logit_bias is None:
         logit_bias = torch.zeros_like(logit_scale)
     needs = (need_image, need_text, need_scale, need_bias)
+    ids = None if image_ids is None else (image_ids.contiguous(), text_ids.contiguous())
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with torch.no_grad(), torch.autocast(device.type, enabled=False), on_device:
         return _sigmoid_loss(
-            image_features, text_features, logit_scale, logit_bias, positives, needs
+            image_features, text_features, logit_scale, logit_bias, positives, ids, needs
         )

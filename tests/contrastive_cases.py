@@ -20,7 +20,7 @@ class Case:
     make: Callable[[torch.Generator], tuple[Tensor, Tensor]]
     logit_scale: float = 10.0
     logit_bias: float | None = -10.0
-    positives: int | None = 0
+    positives: int | tuple[Tensor, Tensor] | None = 0
     layout: Callable[[Tensor], Tensor] = lambda x: x
 
     def features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,6 +102,14 @@ def expanded(x: Tensor) -> Tensor:
     return x[:1].expand(x.shape[0], -1)
 
 
+def ids(b: int, n: int, names: int) -> tuple[Tensor, Tensor]:
+    """Of b images and n texts that have one of `names` names each; any int64 may be one."""
+    generator = torch.Generator("cpu").manual_seed(b + n)
+    values = torch.randint(-(2**63), 2**63 - 1, (names,), generator=generator, device="cpu")
+    draws = (torch.randint(names, (size,), generator=generator, device="cpu") for size in (b, n))
+    return tuple(values[i].to(DEVICE) for i in draws)
+
+
 CASES = [
     Case("typical", related(64, 64, 32)),
     Case("no-bias", related(33, 33, 16), logit_bias=None),
@@ -128,6 +136,11 @@ CASES = [
     Case("offset-outside", related(12, 12, 6), positives=400),
     Case("offset-huge", related(12, 12, 6), positives=2**63 - 1),
     Case("offset-hugely-negative", related(12, 12, 6), positives=-(2**63)),
+    Case("ids-captions", related(30, 45, 8), positives=ids(30, 45, 20)),
+    Case("ids-few", related(41, 37, 8), positives=ids(41, 37, 3)),
+    Case("ids-one", related(10, 12, 6), positives=ids(10, 12, 1)),
+    Case("ids-apart", related(12, 12, 6), positives=ids(12, 12, 1000)),
+    Case("ids-no-texts", related(5, 0, 4), positives=ids(5, 0, 3)),
     Case("no-positives", related(21, 34, 8), positives=None),
     Case("transposed", related(18, 18, 12), layout=transposed),
     Case("strided", related(18, 18, 12), layout=strided),

@@ -110,7 +110,7 @@ X = torch.zeros(3, 4)
     (lambda: evaluation.retrieval_recall(X, X[:2]), ValueError, "text_features: expected 3 rows"),
     (lambda: evaluation.retrieval_recall(X, X, image_ids=torch.arange(3)), ValueError, "text_ids"),
     (lambda: evaluation.retrieval_recall(X, X, (1,), torch.arange(2), torch.arange(3)), ValueError,
-     r"image_ids: expected \(3,\)"),
+     "image_ids: expected 3 ids"),
     (lambda: evaluation.retrieval_recall(X, X, (1,), X[:, 0], X[:, 0]), TypeError, "image_ids"),
     (lambda: evaluation.retrieval_recall(X, X, (17,)), ValueError, "k: expected from 1 to 16"),
     (lambda: evaluation.retrieval_recall(X, X, (0,)), ValueError, "k: expected"),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import tilewise as tw
 from benchmarks.yardsticks import eager_sigmoid_loss
 from tests.budget import assert_within_budget
-from tests.contrastive_cases import CASES, DEVICE, Case, related
+from tests.contrastive_cases import CASES, DEVICE, Case, ids, related
+from tilewise.reference.sigmoid_loss import matches
 
 ROOMS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
@@ -48,9 +49,7 @@ def magnitudes(case: Case, image, text, truth, factor=1.0) -> dict[str, float]:
     dot = image @ text.T
     z = dot * case.logit_scale + (case.logit_bias or 0.0)
     dz = torch.sigmoid(z)
-    if case.positives is not None:
-        rows, columns = (torch.arange(len(x), device=x.device) for x in (image, text))
-        dz = dz - (columns == rows[:, None] + case.positives).double()
+    dz = dz - matches(image, text, case.positives).double()
     dz = dz.abs() / max(len(image), 1)
     terms = dz * (1 + z.abs()) * factor
     scale = abs(case.logit_scale)
@@ -130,7 +129,7 @@ def test_only_the_gradients_asked_for(room, needed):
     values = [*Case("flags", related(6, 7, 4)).features(torch.float32),
               torch.tensor(5.0), torch.tensor(-2.0)]
     flags = [bool(needed >> i & 1) for i in range(4)]
-    results = OPERATORS[room].sigmoid_loss(*values, 0, *flags)[1:]
+    results = OPERATORS[room].sigmoid_loss(*values, 0, None, None, *flags)[1:]
     for flag, value, result in zip(flags, values, results, strict=True):
         assert result.shape == (value.shape if flag else (0,))
     leaves = [v.clone().requires_grad_(flag) for v, flag in zip(values, flags, strict=True)]
@@ -217,6 +216,9 @@ X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
     ((X, Y, 1.0, torch.ones(2)), ValueError, r"logit_bias.*\(2,\)"),
     ((X, Y, 1.0, True), TypeError, r"logit_bias.*bool"),
     ((X, Y, 1.0, 0.0, 1.5), TypeError, r"positives.*float"),
+    ((X, Y, 1.0, 0.0, (X[:, 0], X[:, 0])), TypeError, r"positives.*int64.*float32"),
+    ((X, Y, 1.0, 0.0, (torch.arange(9), torch.arange(5))), ValueError, r"positives.*got \(9,\)"),
+    ((X, Y, 1.0, 0.0, (torch.arange(3),)), ValueError, r"positives.*1 element"),
 ])
 def test_bad_arguments_are_named(arguments, error, message):
     for name in ("cpu", "reference"):
@@ -228,9 +230,9 @@ def test_operator_checks_its_arguments_too():
     """torch.ops can be called without the public function."""
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match="image_features"):
-        torch.ops.tilewise.sigmoid_loss(X, Y[:, :3], one, None, 0, *[False] * 4)
+        torch.ops.tilewise.sigmoid_loss(X, Y[:, :3], one, None, 0, None, None, *[False] * 4)
     with pytest.raises(TypeError, match="dtype"):
-        torch.ops.tilewise.sigmoid_loss(X, Y.double(), one, None, 0, *[False] * 4)
+        torch.ops.tilewise.sigmoid_loss(X, Y.double(), one, None, 0, None, None, *[False] * 4)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -239,7 +241,11 @@ def test_opcheck(room, bias):
     scale = torch.tensor([5.0], requires_grad=True)
     arguments = (image, text, scale, torch.tensor(-2.0, requires_grad=True) if bias else None)
     torch.library.opcheck(
-        OPERATORS[room].sigmoid_loss.default, (*arguments, 1, True, True, True, bias)
+        OPERATORS[room].sigmoid_loss.default, (*arguments, 1, None, None, True, True, True, bias)
+    )
+    ids = torch.arange(6) % 3, torch.arange(7) % 4
+    torch.library.opcheck(
+        OPERATORS[room].sigmoid_loss.default, (*arguments, None, *ids, True, True, True, bias)
     )
 
 
@@ -274,6 +280,23 @@ def test_compiled_training_step(room, compiler, autocast):
         torch.testing.assert_close(loss, expected, rtol=2e-2 if autocast else 1e-5, atol=0)
         for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=5e-2, atol=5e-3 if autocast else 1e-5)
+
+
+def test_ids_compile(room):
+    torch._dynamo.reset()
+    image, text = Case("ic", related(12, 15, 4)).features(torch.float32)
+    compiled = torch.compile(tw.sigmoid_loss, fullgraph=True, backend="aot_eager")
+    same = ids(12, 15, 5)
+    assert torch.equal(
+        compiled(image, text, 10.0, positives=same), tw.sigmoid_loss(image, text, 10.0, None, same)
+    )
+
+
+def test_ids_of_rows_are_the_diagonal(room):
+    features = Case("id", related(40, 40, 8)).features(torch.float32)
+    rows = torch.arange(40)
+    by_ids = tw.sigmoid_loss(*features, 10.0, -10.0, (rows, rows))
+    assert torch.equal(by_ids, tw.sigmoid_loss(*features, 10.0, -10.0))
 
 
 def test_compiled_reference():

@@ -21,11 +21,16 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAMES = ("loss", "d_image", "d_text", "d_scale", "d_bias")
 
 
+def operands(positives):
+    """The op's three arguments that say what matches."""
+    return (None, *positives) if isinstance(positives, tuple) else (positives, None, None)
+
+
 def triton_outputs(case: Case, image, text) -> dict[str, torch.Tensor]:
     scale = torch.tensor(case.logit_scale)
     bias = None if case.logit_bias is None else torch.tensor(case.logit_bias)
     values = kernels.sigmoid_loss(
-        image, text, scale, bias, case.positives, True, True, True, bias is not None
+        image, text, scale, bias, *operands(case.positives), True, True, True, bias is not None
     )
     values = dict(zip(NAMES, values, strict=True))
     if bias is None:
@@ -92,7 +97,7 @@ def test_memory_accesses(shape, needed, dtype):
     image, text = Case("memory", related(*shape)).features(dtype)
     scale, bias = torch.tensor(5.0), torch.tensor(-3.0)
     with checked(kernels.sigmoid_tile, outputs=["grad_ptr", "sums_ptr"]) as launches:
-        kernels.sigmoid_loss(image, text, scale, bias, 0, *[needed] * 4)
+        kernels.sigmoid_loss(image, text, scale, bias, 0, None, None, *[needed] * 4)
     assert len(launches) == 1
 
 
@@ -100,7 +105,7 @@ def test_memory_accesses_over_chunks(small_chunks):
     image, text = Case("memory", related(150, 130, 20)).features(torch.bfloat16)
     scale = torch.tensor(5.0)
     with checked(kernels.sigmoid_tile, outputs=["grad_ptr", "sums_ptr"]) as launches:
-        kernels.sigmoid_loss(image, text, scale, None, 0, *[True] * 4)
+        kernels.sigmoid_loss(image, text, scale, None, 0, None, None, *[True] * 4)
     assert len(launches) == 9
 
 
@@ -118,7 +123,7 @@ def test_workspace_does_not_grow_with_the_batch(monkeypatch):
     for n in (128, 256, 300):
         image, text = Case("memory", related(n, n, 4)).features(torch.float16)
         with checked(kernels.sigmoid_tile, outputs=["grad_ptr", "sums_ptr"]) as launches:
-            kernels.sigmoid_loss(image, text, torch.ones(()), None, 0, *[True] * 4)
+            kernels.sigmoid_loss(image, text, torch.ones(()), None, 0, None, None, *[True] * 4)
         sizes += [launch["grad_ptr"].untyped_storage().nbytes() for launch in launches]
     assert max(sizes) <= 1 << 15
 
@@ -134,16 +139,17 @@ def test_offsets_beyond_31_bits(tmp_path, dtype):
         file = np.memmap(tmp_path / f"sparse{i}", x.numpy().dtype, "w+", shape=shape)
         far.append(torch.from_numpy(file).as_strided((rows, 16), (stride, 1)).copy_(x))
     scale = torch.tensor(9.0)
-    expected = kernels.sigmoid_loss(*near, scale, None, 0, *[True] * 4)
-    assert all(map(torch.equal, kernels.sigmoid_loss(*far, scale, None, 0, *[True] * 4), expected))
+    expected = kernels.sigmoid_loss(*near, scale, None, 0, None, None, *[True] * 4)
+    values = kernels.sigmoid_loss(*far, scale, None, 0, None, None, *[True] * 4)
+    assert all(map(torch.equal, values, expected))
 
 
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=4)), ids=str)
 def test_only_the_gradients_asked_for(flags):
     image, text = Case("flags", related(33, 20, 5)).features(torch.bfloat16)
     scale, bias = torch.tensor([5.0]), torch.tensor([-2.0])
-    everything = kernels.sigmoid_loss(image, text, scale, bias, 0, *[True] * 4)
-    loss, *gradients = kernels.sigmoid_loss(image, text, scale, bias, 0, *flags)
+    everything = kernels.sigmoid_loss(image, text, scale, bias, 0, None, None, *[True] * 4)
+    loss, *gradients = kernels.sigmoid_loss(image, text, scale, bias, 0, None, None, *flags)
     assert torch.equal(loss, everything[0]) and loss.shape == ()
     for flag, gradient, full in zip(flags, gradients, everything[1:], strict=True):
         assert torch.equal(gradient, full) if flag else gradient.shape == (0,)
@@ -154,10 +160,10 @@ def test_only_the_gradients_asked_for(flags):
 
 def test_runs_below_autograd_and_autocast():
     inputs = (*Case("a", related(20, 20, 8)).features(torch.float32), torch.tensor(7.0))
-    plain = kernels.sigmoid_loss(*inputs, None, 0, *[True] * 4)
+    plain = kernels.sigmoid_loss(*inputs, None, 0, None, None, *[True] * 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        values = kernels.sigmoid_loss(*leaves, None, 0, *[True] * 4)
+        values = kernels.sigmoid_loss(*leaves, None, 0, None, None, *[True] * 4)
     assert all(map(torch.equal, plain, values)) and not any(x.requires_grad for x in values)
 
 
@@ -165,7 +171,9 @@ def test_runs_below_autograd_and_autocast():
 def test_a_well_separated_pair_keeps_its_digits(z):
     """softplus(z) - z would be 0 or rounding noise from z = 17 on."""
     one = torch.ones(1, 1)
-    loss, d_image, *_ = kernels.sigmoid_loss(one, one, torch.tensor(z), None, 0, *[True] * 4)
+    loss, d_image, *_ = kernels.sigmoid_loss(
+        one, one, torch.tensor(z), None, 0, None, None, *[True] * 4
+    )
     exact = torch.nn.functional.softplus(torch.tensor(-z, dtype=torch.float64))
     tiny = torch.sigmoid(torch.tensor(-z, dtype=torch.float64))
     assert abs(loss / exact - 1) < 2e-5 and abs(d_image / (-z * tiny) - 1) < 2e-5
@@ -194,7 +202,7 @@ def test_float32_follows_torchs_precision_setting(monkeypatch, precision):
 
 def test_same_bits_on_every_run():
     image, text = Case("bits", related(70, 90, 24)).features(torch.bfloat16)
-    runs = [kernels.sigmoid_loss(image, text, torch.tensor(9.0), None, 0, *[True] * 4)
+    runs = [kernels.sigmoid_loss(image, text, torch.tensor(9.0), None, 0, None, None, *[True] * 4)
             for _ in range(2)]
     assert all(map(torch.equal, *runs))
 
@@ -202,7 +210,7 @@ def test_same_bits_on_every_run():
 def test_float64_is_refused():
     x = torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(TypeError, match="image_features.*float64"):
-        kernels.sigmoid_loss(x, x, torch.ones(()), None, 0, *[True] * 4)
+        kernels.sigmoid_loss(x, x, torch.ones(()), None, 0, None, None, *[True] * 4)
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_130", "gfx942", "gfx1100"])

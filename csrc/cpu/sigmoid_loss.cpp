@@ -106,14 +106,14 @@ SigmoidSums tile(const SigmoidTile& t, const SigmoidParams& params) {
     const scalar_t* dots = static_cast<const scalar_t*>(t.dots) + i * t.dots_stride;
     grad_t* grads = static_cast<grad_t*>(t.grads) + i * t.grads_stride;
     Partial<V> partial;  // one row's worth: float32 lanes stay short, rows are added in float64
-    const int64_t d = t.diagonal == kNoPositives ? -1 : i + t.diagonal;
-    if (d >= 0 && d < t.cols) {
-      negatives<kGrad>(dots, grads, d, c, partial);
+    int64_t j = 0;
+    for (int64_t p = t.begin[i]; p < t.begin[i + 1]; ++p) {
+      const int64_t d = t.positives[p];
+      negatives<kGrad>(dots + j, grads + j, d - j, c, partial);
       positive<kGrad>(dots + d, grads + d, params, sums);
-      negatives<kGrad>(dots + d + 1, grads + d + 1, t.cols - d - 1, c, partial);
-    } else {
-      negatives<kGrad>(dots, grads, t.cols, c, partial);
+      j = d + 1;
     }
+    negatives<kGrad>(dots + j, grads + j, t.cols - j, c, partial);
     sums.loss += sum(partial.loss);
     sums.dz_dot += sum(partial.dz_dot);
     sums.dz += sum(partial.dz);

@@ -13,9 +13,9 @@ struct SigmoidTile {
   void* grads;       // d(loss)/d(dot); may be where `dots` are
   int64_t rows, cols;
   int64_t dots_stride, grads_stride;  // elements between rows
-  int64_t diagonal;  // row i matches column i + diagonal; kNoPositives if no pair matches
+  const int64_t* begin;               // of row i, the columns
+  const int64_t* positives;           // positives[begin[i]..begin[i + 1]) match, ascending
 };
-constexpr int64_t kNoPositives = INT64_MIN;
 
 struct SigmoidParams {
   double scale, bias;

@@ -49,15 +49,15 @@ def retrieval_recall(
     _arguments.check_features(image_features, text_features)
     if (image_ids is None) != (text_ids is None):
         raise ValueError("image_ids, text_ids: expected both or neither")
-    if image_ids is None:
+    if image_ids is None or text_ids is None:
         if len(image_features) != len(text_features):
             raise ValueError(
                 f"text_features: expected {len(image_features)} rows, one for each image, or ids; "
                 f"got {len(text_features)}"
             )
         image_ids = text_ids = torch.arange(len(image_features), device=image_features.device)
-    _check_ids("image_ids", image_ids, image_features)
-    _check_ids("text_ids", text_ids, text_features)
+    _arguments.check_ids("image_ids", image_ids, image_features)
+    _arguments.check_ids("text_ids", text_ids, text_features)
     return RetrievalRecall(
         _recall(image_features, text_features, k, image_ids, text_ids),
         _recall(text_features, image_features, k, text_ids, image_ids),
@@ -103,20 +103,10 @@ def zero_shot_accuracy(
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
     _arguments.check_features(image_features, classifier)
-    _check_ids("labels", labels, image_features)
+    _arguments.check_ids("labels", labels, image_features)
     classes = torch.arange(len(classifier), device=labels.device)
     hits = _hits(image_features, classifier, k, labels, classes)
     return {n: _mean(hits[:, :n].any(1)) for n in k}
-
-
-def _check_ids(name: str, ids: Tensor | None, features: Tensor) -> None:
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name}: expected an int64 tensor, got {got}")
-    if ids.shape != features.shape[:1]:
-        raise ValueError(f"{name}: expected ({len(features)},), got {tuple(ids.shape)}")
-    if ids.device != features.device:
-        raise ValueError(f"{name}: expected on {features.device}, got {ids.device}")
 
 
 def _hits(

@@ -60,14 +60,34 @@ def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=features.device)
 
 
-def offset(name: str, value: int | None) -> int | None:
-    """`positives` as a Python int."""
+def matches(
+    name: str, value: int | tuple[Tensor, Tensor] | None, image: Tensor, text: Tensor
+) -> tuple[int | None, Tensor | None, Tensor | None]:
+    """`positives` as an offset, or as ids of images and texts."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name}: expected (image ids, text ids), got {len(value)} elements")
+        return None, check_ids(name, value[0], image), check_ids(name, value[1], text)
     try:
-        return None if value is None else operator.index(value)
+        return None if value is None else operator.index(value), None, None
     except TypeError:
         raise TypeError(
-            f"{name}: expected an int or None, got {type(value).__name__}"
+            f"{name}: expected an int, a pair of id vectors or None, got {type(value).__name__}"
         ) from None
+
+
+def check_ids(name: str, ids: Tensor | None, features: Tensor) -> Tensor:
+    """An int64 id for each row of the features."""
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name}: expected an int64 tensor of ids, got {got}")
+    if ids.shape != features.shape[:1]:
+        raise ValueError(
+            f"{name}: expected {len(features)} ids, one for each row, got {tuple(ids.shape)}"
+        )
+    if ids.device != features.device:
+        raise ValueError(f"{name}: expected ids on {features.device}, got {ids.device}")
+    return ids
 
 
 def integer(name: str, value: int, least: int | None = None) -> int:

@@ -13,7 +13,7 @@ def sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
-    positives: int | None = 0,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     r"""Sigmoid loss of all image-text pairs, without the matrix of their logits (SigLIP).
 
@@ -28,8 +28,10 @@ def sigmoid_loss(
         text_features: (N, D), same dtype and device. N may differ from B.
         logit_scale: one element or a float; already exponentiated, as in open_clip.
         logit_bias: one element or a float; None is 0.
-        positives: image i matches text i + positives, if there is one. None: no pair matches, as
-            in the blocks that a ring of processes exchanges.
+        positives: image i matches text i + positives, if there is one. Or a pair of int64 vectors,
+            ids of the images (B,) and of the texts (N,): they match where these are equal, so that
+            an image may have several captions. None: no pair matches, as in the blocks that a ring
+            of processes exchanges.
 
     Returns:
         0-d float32 (float64 for float64 features). An empty batch gives 0.
@@ -51,7 +53,7 @@ def sigmoid_loss(
     image, text = _arguments.autocast(image_features, text_features)
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
-    positives = _arguments.offset("positives", positives)
+    offset, image_ids, text_ids = _arguments.matches("positives", positives, image, text)
 
     room = _backend.choose(image.device, image.dtype)
     if room == "reference":
@@ -62,10 +64,13 @@ def sigmoid_loss(
         for x in (image, text, scale, bias)
     ]
     op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
-    return op.sigmoid_loss(image, text, scale, bias, positives, *needs)[0]
+    return op.sigmoid_loss(image, text, scale, bias, offset, image_ids, text_ids, *needs)[0]
 
 
-def _fake(image, text, scale, bias, positives, need_image, need_text, need_scale, need_bias):
+def _fake(
+    image, text, scale, bias, positives, image_ids, text_ids,
+    need_image, need_text, need_scale, need_bias,
+):
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
 
     def gradient(needed, shape):
@@ -83,9 +88,10 @@ def _fake(image, text, scale, bias, positives, need_image, need_text, need_scale
 register_loss(
     "sigmoid_loss",
     "(Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias, "
-    "SymInt? positives, bool need_image, bool need_text, bool need_scale, bool need_bias) "
+    "SymInt? positives, Tensor? image_ids, Tensor? text_ids, "
+    "bool need_image, bool need_text, bool need_scale, bool need_bias) "
     "-> (Tensor loss, Tensor d_image, Tensor d_text, Tensor d_scale, Tensor d_bias)",
     _fake,
     differentiable=(0, 1, 2, 3),
-    flags=(5, 6, 7, 8),
+    flags=(7, 8, 9, 10),
 )

@@ -23,7 +23,7 @@ def gumbel_argmax(
         z = perturbed(logits.detach(), dim, seed, row_offset)  # (..., K)
         # NaN never wins; of equals, the lowest index does.
         order = z.masked_fill(z.isnan(), -torch.inf).sort(dim=-1, descending=True, stable=True)
-        index = order.indices[..., : k or 1].movedim(-1, dim)
+        index = order.indices[..., : k or 1].movedim(-1, dim).contiguous()
         value = None
         if log_prob:
             x = logits.to(exact_dtype(logits))

@@ -12,7 +12,7 @@ def sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
-    positives: int | None = 0,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     """What `tilewise.sigmoid_loss` computes; arguments and result are the same.
 
@@ -25,10 +25,20 @@ def sigmoid_loss(
         logits = image @ text.T * logit_scale  # (B, N)
         if logit_bias is not None:
             logits = logits + logit_bias
-        labels = torch.full_like(logits, -1)
-        if positives is not None:
-            rows = torch.arange(len(image), device=image.device)
-            columns = torch.arange(len(text), device=image.device)
-            labels = torch.where(columns == rows[:, None] + positives, 1.0, labels)
+        labels = torch.where(matches(image, text, positives), 1.0, -1.0).to(logits.dtype)
         loss = -F.logsigmoid(labels * logits).sum() / max(len(image), 1)
     return loss.to(result_dtype)
+
+
+def matches(
+    image: Tensor, text: Tensor, positives: int | tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Which images and texts belong together: (B, N) bool."""
+    if isinstance(positives, (tuple, list)):
+        image_ids, text_ids = positives
+        return image_ids[:, None] == text_ids
+    rows = torch.arange(len(image), device=image.device)[:, None]
+    columns = torch.arange(len(text), device=image.device)
+    if positives is None:
+        return torch.zeros_like(rows == columns)
+    return columns == rows + positives
