@@ -8,6 +8,14 @@ from tilewise.nn.convert import (
     to_lucidrains,
     to_taming,
 )
+from tilewise.nn.diagonal_gaussian import DiagonalGaussian
+from tilewise.nn.gumbel_quantizer import GumbelQuantizer
+from tilewise.nn.gumbel_softmax import (
+    CosineSchedule,
+    ExponentialSchedule,
+    GumbelSoftmax,
+    LinearSchedule,
+)
 from tilewise.nn.residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
     ResidualVectorQuantizer,
@@ -17,7 +25,13 @@ from tilewise.nn.vector_quantizer import CodeUsage, VectorQuantizer
 
 __all__ = [
     "CodeUsage",
+    "CosineSchedule",
+    "DiagonalGaussian",
+    "ExponentialSchedule",
     "GroupedResidualVectorQuantizer",
+    "GumbelQuantizer",
+    "GumbelSoftmax",
+    "LinearSchedule",
     "ResidualVectorQuantizer",
     "SigLipLoss",
     "VectorQuantizer",

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tilewise.nn.gumbel_quantizer import GumbelQuantizer
 from tilewise.nn.residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
     ResidualVectorQuantizer,
@@ -15,6 +16,7 @@ Quantizer = VectorQuantizer | ResidualVectorQuantizer | GroupedResidualVectorQua
 StateDict = Mapping[str, Tensor]
 
 _EMBED = "_codebook.embed"
+_GUMBEL_KEYS = {"proj.weight", "proj.bias", "embed.weight"}
 
 # What lucidrains' modules can do and ours do not: attribute and the value that switches it off.
 _UNSUPPORTED = {
@@ -73,21 +75,23 @@ def from_taming(
     beta: float | None = None,
     legacy: bool | None = None,
     **settings: Any,
-) -> VectorQuantizer:
-    """A `VectorQuantizer` or `VectorQuantizer2` of taming-transformers as ours.
+) -> VectorQuantizer | GumbelQuantizer:
+    """A `VectorQuantizer`, `VectorQuantizer2` or `GumbelQuantize` of taming-transformers as ours.
 
         loss = mean ||sg(q) - x||^2 + beta * mean ||q - sg(x)||^2       (legacy)
         loss = beta * mean ||sg(q) - x||^2 + mean ||q - sg(x)||^2       (otherwise: VQ-VAE's)
 
     Args:
-        source: the module, or a state dict with its key `embedding.weight`.
+        source: the module, or a state dict with its key `embedding.weight`; of `GumbelQuantize`
+            with `proj.weight`, `proj.bias` and `embed.weight`.
         prefix: of this key, where the state dict is that of a larger model, as "quantize.".
         beta, legacy: None means what the module says; for a state dict 0.25 and True, which is
-            what published models were trained with.
+            what published models were trained with. `GumbelQuantize` has neither.
         settings: arguments of our constructor, in place of what `source` says.
 
     Returns:
-        A `VectorQuantizer` of image feature maps (B, C, H, W) that learns by gradient. It returns
+        A `VectorQuantizer` of image feature maps (B, C, H, W) that learns by gradient, or a
+        `GumbelQuantizer` that draws in evaluation too, as theirs does. They return
         (quantized, indices (B, H, W), loss), not (quantized, loss, (perplexity, one-hot, indices)).
 
     Raises:
@@ -95,6 +99,54 @@ def from_taming(
     """
     state = source.state_dict() if isinstance(source, nn.Module) else source
     state = _without_prefix(state, prefix)
+    if set(state) == _GUMBEL_KEYS:
+        return _gumbel_quantizer(source, state, settings)
+    return _vector_quantizer(source, state, beta, legacy, settings)
+
+
+def to_taming(module: VectorQuantizer | GumbelQuantizer) -> dict[str, Tensor]:
+    """A state dict that taming-transformers' quantisers load: `embedding.weight` (K, D).
+
+    Of a `GumbelQuantizer`, `proj.weight` (K, C, 1, 1), `proj.bias` (K) and `embed.weight` (K, D).
+
+    Raises:
+        ValueError: the module has projections or separate codebooks, which they lack.
+    """
+    if isinstance(module, GumbelQuantizer):
+        ours = {key: x.detach() for key, x in module.named_parameters() if key in _GUMBEL_KEYS}
+        return {**ours, "proj.weight": ours["proj.weight"][..., None, None]}
+    if module.has_projections or module.codebook.dim() != 2:
+        raise ValueError(
+            "module: expected one codebook and no projections, got "
+            f"heads={module.heads}, codebook_dim={module.codebook_dim}, dim={module.dim}"
+        )
+    return {"embedding.weight": module.codebook.detach()}
+
+
+def from_diffusers(
+    source: nn.Module | StateDict,
+    *,
+    prefix: str = "",
+    beta: float | None = None,
+    legacy: bool | None = None,
+    **settings: Any,
+) -> VectorQuantizer:
+    """The `VectorQuantizer` of diffusers' `VQModel` as ours: that of taming-transformers again.
+
+    Arguments, result and errors are those of `from_taming`.
+    """
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    return _vector_quantizer(source, _without_prefix(state, prefix), beta, legacy, settings)
+
+
+def to_diffusers(module: VectorQuantizer) -> dict[str, Tensor]:
+    """A state dict that diffusers' `VectorQuantizer` loads; see `to_taming`."""
+    return to_taming(module)
+
+
+def _vector_quantizer(
+    source: object, state: StateDict, beta: float | None, legacy: bool | None, settings: dict
+) -> VectorQuantizer:
     if set(state) != {"embedding.weight"}:
         raise ValueError(f"source: expected the key embedding.weight alone, got {sorted(state)}")
     if beta is None:
@@ -119,41 +171,22 @@ def from_taming(
     return module.train(source.training) if isinstance(source, nn.Module) else module
 
 
-def to_taming(module: VectorQuantizer) -> dict[str, Tensor]:
-    """A state dict that taming-transformers' quantisers load: `embedding.weight` (K, D).
-
-    Raises:
-        ValueError: the module has projections or separate codebooks, which they lack.
-    """
-    if module.has_projections or module.codebook.dim() != 2:
-        raise ValueError(
-            "module: expected one codebook and no projections, got "
-            f"heads={module.heads}, codebook_dim={module.codebook_dim}, dim={module.dim}"
-        )
-    return {"embedding.weight": module.codebook.detach()}
-
-
-def from_diffusers(
-    source: nn.Module | StateDict,
-    *,
-    prefix: str = "",
-    beta: float | None = None,
-    legacy: bool | None = None,
-    **settings: Any,
-) -> VectorQuantizer:
-    """The `VectorQuantizer` of diffusers' `VQModel` as ours: that of taming-transformers again.
-
-    Arguments, result and errors are those of `from_taming`.
-    """
-    return from_taming(source, prefix=prefix, beta=beta, legacy=legacy, **settings)
+def _gumbel_quantizer(source: object, state: StateDict, settings: dict) -> GumbelQuantizer:
+    k, d = state["embed.weight"].shape
+    arguments = dict(
+        dim=state["proj.weight"].shape[1],
+        codebook_size=k,
+        codebook_dim=d,
+        straight_through=getattr(source, "straight_through", True),
+        kl_weight=getattr(source, "kl_weight", 5e-4),
+        tau=getattr(source, "temperature", 1.0),
+        sample_in_eval=True,
+        accept_image_fmap=True,
+    )
+    return _build(GumbelQuantizer, {**arguments, **settings}, state, source)
 
 
-def to_diffusers(module: VectorQuantizer) -> dict[str, Tensor]:
-    """A state dict that diffusers' `VectorQuantizer` loads; see `to_taming`."""
-    return to_taming(module)
-
-
-def _build(kind: type, arguments: dict, state: StateDict, source: object) -> Quantizer:
+def _build(kind: type, arguments: dict, state: StateDict, source: object) -> Any:
     module = kind(**arguments)
     module.load_state_dict(state)
     module.to(next(iter(state.values())).device)

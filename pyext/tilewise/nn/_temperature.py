@@ -1,0 +1,101 @@
+"""The temperature of relaxed samples: constant, on a schedule, or learned."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tilewise.ops._arguments import integer
+
+Schedule = Callable[[int], float]
+
+
+class Temperature(nn.Module):
+    """A temperature that its module reads in every call.
+
+    It is a tensor, so that torch.compile does not compile again when it changes, and a GPU is not
+    waited for.
+
+    Args:
+        tau: its value, or a schedule: a function of the number of steps taken.
+        learnable: whether it is a parameter, whose logarithm learns.
+
+    State dict: `tau` () float32 and, with a schedule, `step_count` () int64; or if it learns,
+    `log_tau` () float32. A state dict without them leaves them as they are: others have none.
+    `.half()` leaves them in float32, where one step of a schedule is not lost.
+    """
+
+    tau: Tensor
+    step_count: Tensor
+
+    def __init__(self, tau: float | Schedule, learnable: bool):
+        super().__init__()
+        self.schedule = None if isinstance(tau, (int, float)) else tau
+        if isinstance(tau, bool) or not (self.schedule is None or callable(tau)):
+            raise TypeError(f"tau: expected a float or a schedule, got {type(tau).__name__}")
+        if learnable and self.schedule is not None:
+            raise ValueError("learnable: expected False beside a schedule, got True")
+        self._count = 0  # what `step_count` says, where no GPU has to be asked
+        first = self._scheduled() if self.schedule is not None else checked(tau)
+        if learnable and first == 0:
+            raise ValueError("tau: expected more than 0 to learn from, got 0")
+        value = torch.tensor(first, dtype=torch.float32)
+        self.log_tau = nn.Parameter(value.log()) if learnable else None
+        if not learnable:
+            self.register_buffer("tau", value)
+        if self.schedule is not None:
+            self.register_buffer("step_count", torch.tensor(0))
+
+    def value(self) -> Tensor:
+        """() float32: a copy, because `step` may write before the backward pass reads."""
+        return self.tau.clone() if self.log_tau is None else self.log_tau.exp()
+
+    @torch.no_grad()
+    def set(self, tau: float | Tensor) -> None:
+        """Gives it a new value, until the next step of a schedule."""
+        if self.log_tau is None:
+            self.tau.copy_(torch.as_tensor(checked(tau)))
+        else:
+            self.log_tau.copy_(torch.as_tensor(checked(tau)).log())
+
+    def step(self, count: int | None = None) -> None:
+        """Takes the value that the schedule has after one more step, or after `count` steps."""
+        if self.schedule is None:
+            raise RuntimeError("step: expected tau to be a schedule, got a constant or a parameter")
+        self._count = self._count + 1 if count is None else integer("count", count, least=0)
+        self.tau.fill_(self._scheduled())
+        self.step_count.fill_(self._count)
+
+    def _scheduled(self) -> float:
+        assert self.schedule is not None
+        return checked(float(self.schedule(self._count)))
+
+    def _apply(self, fn, recurse=True):
+        def keep_precision(x: Tensor) -> Tensor:
+            y = fn(x)
+            half = y.is_floating_point() and y.element_size() < 4
+            return x.to(y.device) if half else y
+
+        return super()._apply(keep_precision, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
+        already = len(missing)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        del missing[already:]
+        if self.schedule is not None and not self.step_count.is_meta:
+            self._count = int(self.step_count)
+
+    def extra_repr(self) -> str:
+        kind = "learnable" if self.log_tau is not None else self.schedule or "constant"
+        return str(kind)
+
+
+def checked(tau):
+    """A temperature that is not below 0. A tensor is not looked at: that would stall a GPU."""
+    if isinstance(tau, Tensor):
+        return tau
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+        raise TypeError(f"tau: expected a tensor or a float, got {type(tau).__name__}")
+    if not tau >= 0:
+        raise ValueError(f"tau: expected at least 0, got {tau}")
+    return float(tau)
