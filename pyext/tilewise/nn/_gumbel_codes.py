@@ -15,8 +15,7 @@ from tilewise import _backend
 from tilewise.nn._unit import refuse_second_derivative
 from tilewise.ops.code_sums import code_sums
 from tilewise.ops.gumbel_argmax import gumbel_argmax
-from tilewise.ops.gumbel_softmax import _gradients as relaxed_gradients
-from tilewise.ops.gumbel_softmax import gumbel_softmax
+from tilewise.ops.gumbel_softmax import gumbel_softmax, relaxed_gradients
 from tilewise.reference._precision import no_autocast
 
 HARD, SOFT, MODE = "hard", "soft", "mode"

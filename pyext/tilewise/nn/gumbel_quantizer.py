@@ -7,7 +7,7 @@ from tilewise.nn._gumbel_codes import HARD, MODE, SOFT, gumbel_codes
 from tilewise.nn._layout import Layout, row_mask
 from tilewise.nn._straight_through import gather
 from tilewise.nn._temperature import Schedule, Temperature, checked
-from tilewise.nn.vector_quantizer import CodeUsage
+from tilewise.nn._usage import CodeUsage, count_codes
 from tilewise.ops import _arguments
 from tilewise.reference._philox import seed_tensor
 
@@ -159,7 +159,9 @@ class GumbelQuantizer(nn.Module):
             quantized = torch.where(mask.unsqueeze(-1), quantized, 0.0)
             index = torch.where(mask, index, -1)
         result = self._layout.restore(quantized), index, loss
-        return (*result, self._usage(index)) if return_usage else result
+        if not return_usage:
+            return result
+        return *result, CodeUsage.of(count_codes(index, self.codebook_size))
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Codes of indices (B, ...), (B, ..., D) or (B, D, ...) as quantized is; zeros for -1."""
@@ -180,14 +182,6 @@ class GumbelQuantizer(nn.Module):
             return self.kl_weight * kl.sum() / max(kl.numel(), 1)
         keep = mask.reshape(-1)
         return self.kl_weight * torch.where(keep, kl, 0.0).sum() / keep.sum().clamp(min=1)
-
-    def _usage(self, index: Tensor) -> CodeUsage:
-        k = self.codebook_size
-        place = torch.where(index < 0, k, index).reshape(-1)
-        counts = place.new_zeros(k + 1).index_add(0, place, torch.ones_like(place))[:k]
-        p = counts / counts.sum().clamp(min=1)
-        entropy = -torch.xlogy(p, p).sum()
-        return CodeUsage(counts, entropy.exp(), (counts > 0).float().mean())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         weight = state_dict.get(prefix + "proj.weight")

@@ -9,19 +9,7 @@ from tilewise.nn._codebook import Codebook
 from tilewise.nn._layout import Layout, projections, row_mask
 from tilewise.nn._straight_through import StraightThrough, Weights, gather
 from tilewise.nn._unit import EPS, UnitRows
-
-
-class CodeUsage(NamedTuple):
-    """How a batch used the codes; for H separate codebooks with a dimension H in front.
-
-    counts: (K) int64, rows of this process that chose each code.
-    perplexity: () float32, exp(-sum_k p_k log p_k): how many codes seem to be in use, 1 to K.
-    used: () float32, the fraction of codes that were chosen at all.
-    """
-
-    counts: Tensor
-    perplexity: Tensor
-    used: Tensor
+from tilewise.nn._usage import CodeUsage, count_codes
 
 
 class Chosen(NamedTuple):
@@ -307,14 +295,10 @@ class VectorQuantizer(nn.Module):
         counts = chosen.counts
         if counts is None:  # nothing was learned, so nothing was counted
             size = self._codebook.cluster_size.numel()
-            index = torch.where(chosen.code < 0, size, chosen.code)
-            counts = index.new_zeros(size + 1).index_add(0, index, torch.ones_like(index))
-            counts = counts[:size].view(self._codebook.cluster_size.shape)
+            counts = count_codes(chosen.code, size).view(self._codebook.cluster_size.shape)
         if not self.separate_codebook_per_head:
             counts = counts[0]
-        p = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-        entropy = -torch.xlogy(p, p).sum(-1)
-        return CodeUsage(counts, entropy.exp(), (counts > 0).float().mean(-1))
+        return CodeUsage.of(counts)
 
 
 def _squared_chord(distance: Tensor, lengths: Tensor) -> Tensor:

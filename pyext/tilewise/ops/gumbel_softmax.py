@@ -100,14 +100,14 @@ def _backward(ctx, grad):
         y = saved
         if ctx.hard:
             y = ctx.room.gumbel_softmax(saved, tau, seed, ctx.row_offset, ctx.dim, False)
-        return *_gradients(grad, y, tau, ctx.dim), *nothing
+        return *relaxed_gradients(grad, y, tau, ctx.dim), *nothing
     d_logits, d_tau = ctx.room.gumbel_softmax_backward(
         grad, saved, tau, seed, ctx.row_offset, ctx.dim, ctx.hard, need_tau
     )
     return d_logits if need_logits else None, d_tau.view(tau.shape) if need_tau else None, *nothing
 
 
-def _gradients(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def relaxed_gradients(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The gradients of a relaxed sample by logits and tau, of differentiable operations.
 
     A perturbed logit is tau * log(y) and a constant of its row, which drops out of the sum.
