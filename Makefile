@@ -4,7 +4,8 @@ PY := .venv/bin/python
 OP ?= sigmoid_loss
 DEVICE ?= cpu
 
-.PHONY: help build demo vqvae test test-gpu gate fuzz bench bench-quick check format wheel clean
+.PHONY: help build demo vqvae test test-gpu gate fuzz statistics bench bench-quick check format \
+    wheel clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,7 +32,8 @@ test: build  ## run the tests
 test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests/test_sigmoid_loss*.py \
-	        tests/test_nearest_code*.py tests/test_code_sums*.py; \
+	        tests/test_nearest_code*.py tests/test_code_sums*.py tests/test_gumbel*.py \
+	        tests/test_gaussian*.py; \
 	else echo "no CUDA device: nothing was tested on a GPU"; fi
 
 gate: build  ## compile every Triton kernel for every architecture and compare with the table
@@ -39,6 +41,9 @@ gate: build  ## compile every Triton kernel for every architecture and compare w
 
 fuzz: build  ## the random tests for minutes instead of seconds
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0
+
+statistics: build  ## the random ops against their laws, on a thousand times as many draws
+	TILEWISE_STATISTICS=long $(PY) -m pytest tests/test_random_statistics.py --timeout=0
 
 bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)

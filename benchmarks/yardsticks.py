@@ -37,6 +37,8 @@ def eager_sigmoid_loss(
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """`function` through torch.compile, compiled once for all sizes."""
+    # Dtypes, layouts and options are each compiled for. By default the ninth would run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(function, dynamic=True)
 
 

@@ -26,8 +26,13 @@ int64_t product(at::IntArrayRef sizes) {
   return out;
 }
 
+// The gradient of a sum is one number, expanded: it is not written out but for a piece at a time.
+bool is_expanded(const Tensor& x) {
+  return std::all_of(x.strides().begin(), x.strides().end(), [](int64_t s) { return s == 0; });
+}
+
 bool is_direct(const Tensor& x, const RowsAlong& shape, at::ScalarType type) {
-  return x.scalar_type() == type && shape.inner == 1;
+  return x.scalar_type() == type && shape.inner == 1 && x.is_contiguous();
 }
 
 // Consecutive rows of x (outer, cols, inner) that share an outer index, or any if inner is 1.
@@ -98,7 +103,9 @@ void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<T
                 const std::vector<Tensor>& outputs, const std::function<void(const Piece&)>& work) {
   if (shape.rows() == 0 || shape.cols == 0) return;
   std::vector<Tensor> operands;
-  for (const Tensor& x : inputs) operands.push_back(x.defined() ? x.contiguous() : x);
+  for (const Tensor& x : inputs) {
+    operands.push_back(x.defined() && !is_expanded(x) ? x.contiguous() : x);
+  }
   operands.insert(operands.end(), outputs.begin(), outputs.end());
 
   int64_t size = std::max<int64_t>(1, kPieceElements / shape.cols);

@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import tilewise as tw
 from benchmarks import measure, nearest_code, predict, registry, run
 from benchmarks.registry import EAGER, OURS, PRODUCTS
+from benchmarks.yardsticks import SOFTMAX
 
 MIB = 2**20
+RANDOM = {"gaussian_sample", "gumbel_argmax", "gumbel_softmax"}  # no two calls agree
 
 
 def prepare_allocation(mib: int, spared: int = 32):
@@ -67,6 +69,7 @@ def op(request):
     return request.param
 
 
+@pytest.mark.parametrize("op", sorted({*registry.names()} - RANDOM))
 def test_candidates_agree(op):
     benchmark = registry.load(op)
     inputs = benchmark.inputs(benchmark.small, "cpu")
@@ -82,8 +85,44 @@ def test_candidates_agree(op):
                 )
 
 
+@pytest.mark.parametrize("op", sorted(RANDOM))
+def test_random_candidates_have_one_law(op):
+    torch.manual_seed(0)
+    benchmark = registry.load(op)
+    inputs = benchmark.inputs(benchmark.small, "cpu")
+    weight = next(iter(inputs.values())).detach()
+    for kind in benchmark.small.kinds:
+        with tw.backend("reference"):
+            expected = benchmark.candidates("cpu")[OURS].build(inputs, kind)()
+        for name, candidate in benchmark.candidates("cpu").items():
+            if name != SOFTMAX:  # it draws nothing
+                result = candidate.build(inputs, kind)()
+                assert len(result) == len(expected)
+                for mine, theirs in zip(result, expected, strict=True):
+                    assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+                    assert_same_means(mine, theirs, weight, f"{name}, {kind}")
+
+
+def assert_same_means(mine, theirs, weight, message):
+    """Of each column, and of the product with weights, over hundreds of rows."""
+    means, variances = [], []
+    for x in (mine, theirs):
+        if x.dtype == torch.int64:
+            x = torch.nn.functional.one_hot(x, weight.shape[1])
+        x = x.double().flatten(1) if x.dim() > 1 else x.double()[:, None]
+        if x.shape == weight.flatten(1).shape:
+            x = torch.cat([x, (x * weight.flatten(1)).sum(1, keepdim=True)], 1)
+        means.append(x.mean(0))
+        variances.append(x.var(0))
+    deviation = ((variances[0] + variances[1]) / len(mine)).sqrt() + 1e-6
+    assert ((means[0] - means[1]).abs() < 6 * deviation).all(), message
+
+
 def test_flops_are_those_of_the_bare_products(op):
     benchmark = registry.load(op)
+    if op in RANDOM:  # these multiply nothing
+        assert benchmark.flops(benchmark.small, benchmark.small.kinds[0]) == 0
+        return
     inputs = benchmark.inputs(benchmark.small, "cpu")
     for kind in benchmark.small.kinds:
         call = benchmark.candidates("cpu")[PRODUCTS].build(inputs, kind)

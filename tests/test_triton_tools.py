@@ -122,6 +122,28 @@ def test_conversions_round_to_nearest_even(dtype):
     torch.testing.assert_close(y, x.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bfloat16_is_read_as_it_is(dtype):
+    special = [1e-39, -1e-39, 9.2e-41, 1.2e-38, 0.0, -0.0, float("inf"), float("nan")]
+    x = torch.cat([torch.tensor(special), torch.randn(56)]).bfloat16()
+    y = torch.empty(64, dtype=dtype)
+    convert[(1,)](x, y, N=64)
+    torch.testing.assert_close(y, x.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert y[0] != 0 and torch.equal(y.signbit(), x.signbit())
+
+
+@triton.jit
+def fused(x_ptr, y_ptr, N: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, N))
+    tl.store(y_ptr + tl.arange(0, N), tl.fma(x, x, -(x * x)))
+
+
+def test_fused_products_round_once():
+    x, y = torch.tensor([1 + 2.0**-12, 3.0, 0.1, -7e10]), torch.empty(4)
+    fused[(1,)](x, y, N=4)
+    assert y[0] == 2.0**-24 and torch.equal(y, (x.double() ** 2 - (x * x).double()).float())
+
+
 def test_float32_precisions_differ_as_they_should():
     a, b = torch.randn(2, 32, 32)
     exact = a.double() @ b.double()

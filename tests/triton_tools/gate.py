@@ -21,7 +21,14 @@ from unittest import mock
 import torch
 import triton
 
-from tilewise.kernels import code_sums, nearest_code, sigmoid_loss
+from tilewise.kernels import (
+    code_sums,
+    gaussian_sample,
+    gumbel_argmax,
+    gumbel_softmax,
+    nearest_code,
+    sigmoid_loss,
+)
 
 TABLE = Path(__file__).parents[2] / "kernels" / "static_gate.csv"
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -38,7 +45,12 @@ SHARED = {
 SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
-QUICK = ("masked gradients", "masked cosine top-16", "float32 masked")
+# Of rows that random ops take whole, in two halves or in blocks.
+LONG = (32, 1000, 8192, 16384, 50257)
+QUICK = (
+    "masked gradients", "masked cosine top-16", "float32 masked",
+    "float32 16384 soft", "float32 8192 top-4", "float32 1000",
+)
 WITH_PRODUCTS = ("sigmoid_tile", "filter_tile")
 MATRIX = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
@@ -52,16 +64,19 @@ def sigmoid_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], ob
     for precision in precisions if arch in NVIDIA else ["ieee"]:
         kinds.append((f"float32 {precision}", torch.float32, precisions[precision]))
 
-    def call(rows, cols, dtype, precision, needed):
+    def call(rows, cols, dtype, precision, result):
         torch.set_float32_matmul_precision(precision)
         image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
-        sigmoid_loss.sigmoid_loss(image, text, scale, bias, 0, *[needed] * 4)
+        by_ids = result == "ids"
+        matches = (None, torch.arange(rows), torch.arange(cols)) if by_ids else (0, None, None)
+        needed = result != "loss"
+        sigmoid_loss.sigmoid_loss(image, text, scale, bias, *matches, *[needed] * 4)
 
     for name, dtype, precision in kinds:
         for shapes, sizes in SIZES.items():
-            for result, needed in (("gradients", True), ("loss", False)):
+            for result in ("gradients", "ids", "loss"):
                 yield f"{name} {shapes} {result}", [
-                    functools.partial(call, *size, dtype, precision, needed) for size in sizes
+                    functools.partial(call, *size, dtype, precision, result) for size in sizes
                 ]
 
 
@@ -95,7 +110,65 @@ def code_sums_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], objec
             ]
 
 
-OPS = (sigmoid_loss_launches, nearest_code_launches, code_sums_launches)
+def rows_of_zeros(cols: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Two batches that must run the same binary."""
+    return [torch.zeros(rows, cols, dtype=dtype) for rows in (7, 256)]
+
+
+def gumbel_softmax_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every way to take a row, forward and backward."""
+    tau, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
+
+    def call(x, hard):
+        offset = len(x) ** 5  # of 32 bits, and of more
+        gumbel_softmax.gumbel_softmax(x, tau, seed, offset, 1, hard)
+        for need_tau in (False, True):
+            gumbel_softmax.gumbel_softmax_backward(x, x, tau, seed, offset, 1, hard, need_tau)
+
+    for name in ("bfloat16", "float32"):
+        for cols in LONG:
+            for kind, hard in (("soft", False), ("hard", True)):
+                yield f"{name} {cols} {kind}", [
+                    functools.partial(call, x, hard) for x in rows_of_zeros(cols, DTYPES[name])
+                ]
+
+
+def gumbel_argmax_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every way to take a row, for one index, for some and for many."""
+    seed = torch.zeros((), dtype=torch.int64)
+
+    def call(x, k):
+        gumbel_argmax.gumbel_argmax(x, seed, len(x) ** 5, 1, k, True)
+
+    cases = [(name, cols, 1) for name in ("bfloat16", "float32") for cols in LONG]
+    cases += [("float32", cols, k) for cols, k in ((32, 4), (1000, 4), (8192, 4), (8192, 100))]
+    for name, cols, k in cases:
+        yield f"{name} {cols} top-{k}", [
+            functools.partial(call, x, k) for x in rows_of_zeros(cols, DTYPES[name])
+        ]
+
+
+def gaussian_sample_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Short rows, aligned and not, and rows that programs share."""
+    seed = torch.zeros((), dtype=torch.int64)
+
+    def call(x):
+        offset = len(x) ** 5
+        gaussian_sample.gaussian_sample(x, x, seed, offset, -30.0, 20.0)
+        d_kl = torch.ones(len(x))
+        gaussian_sample.gaussian_sample_backward(x, d_kl, x, x, seed, offset, -30.0, 20.0)
+
+    for name in ("bfloat16", "float32"):
+        for cols in (32, 1000, 16384):
+            yield f"{name} {cols}", [
+                functools.partial(call, x) for x in rows_of_zeros(cols, DTYPES[name])
+            ]
+
+
+OPS = (
+    sigmoid_loss_launches, nearest_code_launches, code_sums_launches, gumbel_softmax_launches,
+    gumbel_argmax_launches, gaussian_sample_launches,
+)
 
 
 def tool(name: str) -> str:

@@ -1,8 +1,9 @@
-"""Triton's interpreter, with `tl.dot` and casts that round the way the hardware does.
+"""Triton's interpreter, with `tl.dot`, `tl.fma` and casts that round the way the hardware does.
 
 Needs TRITON_INTERPRET=1 from before triton is imported; conftest.py sets it. As it comes (3.7.1)
 the interpreter multiplies the bit patterns of bfloat16, cuts float32 to bfloat16 instead of
-rounding, and ignores `input_precision`.
+rounding, reads subnormal bfloat16 wrongly, ignores `input_precision`, and rounds a fused product
+before it adds.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ if not isinstance(tl.cdiv, interpreter.InterpretedFunction):
     raise ImportError("triton was imported without TRITON_INTERPRET=1: nothing is interpreted")
 
 _convert_float = interpreter._convert_float
+_create_fma = interpreter.InterpreterBuilder.create_fma
 
 
 def round_to_tf32(x):
@@ -43,6 +45,9 @@ def bfloat16_to_float32(bits):
 def _convert(x, from_type, to_type, rounding_mode):
     if from_type == tl.float32 and to_type == tl.bfloat16:
         return round_to_bfloat16(x).reshape(np.shape(x))
+    if from_type == tl.bfloat16 and to_type in (tl.float32, tl.float64):
+        values = bfloat16_to_float32(x)
+        return values if to_type == tl.float32 else values.astype(np.float64)
     return _convert_float(x, from_type, to_type, rounding_mode)
 
 
@@ -71,5 +76,14 @@ def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         return interpreter.TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
 
 
+def _fma(self, x, y, z):
+    if z.dtype.scalar != tl.float32:
+        return _create_fma(self, x, y, z)
+    with np.errstate(invalid="ignore", over="ignore"):  # float64 holds the product as it is
+        total = x.data.astype(np.float64) * y.data + z.data
+        return interpreter.TensorHandle(total.astype(np.float32), z.dtype.scalar)
+
+
 interpreter._convert_float = _convert
 interpreter.InterpreterBuilder.create_dot = _dot
+interpreter.InterpreterBuilder.create_fma = _fma

@@ -148,7 +148,7 @@ class GumbelQuantizer(nn.Module):
             self.codebook,
             _arguments.scalar("tau", tau, logits).reshape(()),
             seed_tensor(0 if kind == MODE else seed, logits.device),
-            _arguments.integer("row_offset", row_offset),
+            _arguments.row_offset(row_offset),
             kind,
             self.kl_weight != 0,
         )

@@ -103,6 +103,14 @@ def integer(name: str, value: int, least: int | None = None) -> int:
     return number
 
 
+def row_offset(value: int) -> int:
+    """The number of a row of the random stream, a signed 64-bit one."""
+    number = integer("row_offset", value)
+    if not isinstance(number, torch.SymInt) and not -(2**63) <= number < 2**63:
+        raise ValueError(f"row_offset: expected from -2**63 to 2**63 - 1, got {value}")
+    return number
+
+
 def row_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
     """A bool tensor over the rows of x (..., D), broadcast to all of them."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

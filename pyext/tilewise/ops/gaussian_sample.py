@@ -53,7 +53,7 @@ def gaussian_sample(
     """
     _check(mean, logvar)
     low, high = _range(logvar_range)
-    row_offset = _arguments.integer("row_offset", row_offset)
+    row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, mean.device)
 
     room = _backend.choose(mean.device, mean.dtype)
@@ -85,10 +85,13 @@ def _check(mean: Tensor, logvar: Tensor) -> None:
 def _range(logvar_range: tuple[float, float] | None) -> tuple[float, float]:
     if logvar_range is None:
         return -math.inf, math.inf
-    low, high = logvar_range
+    try:
+        low, high = map(float, logvar_range)
+    except (TypeError, ValueError):
+        raise TypeError(f"logvar_range: expected two floats, got {logvar_range!r}") from None
     if not low <= high:
         raise ValueError(f"logvar_range: expected (lowest, highest), got {logvar_range}")
-    return float(low), float(high)
+    return low, high
 
 
 def _fake(mean, logvar, seed, row_offset, low, high):

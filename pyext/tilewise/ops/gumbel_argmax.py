@@ -58,7 +58,7 @@ def gumbel_argmax(
     count = 1 if k is None else _arguments.integer("k", k, least=1)
     if count > logits.shape[dim] and (k is not None or logits.numel() == 0):
         raise ValueError(f"k: expected at most the {logits.shape[dim]} categories, got {count}")
-    row_offset = _arguments.integer("row_offset", row_offset)
+    row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, logits.device)
 
     room = _backend.choose(logits.device, logits.dtype)

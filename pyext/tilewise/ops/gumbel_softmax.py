@@ -66,9 +66,13 @@ def gumbel_softmax(
         return gumbel_softmax(logits[None], tau, hard, eps, 0, seed, row_offset)[0]
     dim = _arguments.dimension("dim", dim, logits)
     scale = _arguments.scalar("tau", tau, logits)
-    if not isinstance(tau, Tensor) and not tau >= 0:
+    if not isinstance(tau, Tensor):
+        valid = tau >= 0
+    else:  # looking at one on a GPU would stall it
+        valid = torch.compiler.is_compiling() or scale.device.type != "cpu" or not scale < 0
+    if not valid:
         raise ValueError(f"tau: expected at least 0, got {tau}")
-    row_offset = _arguments.integer("row_offset", row_offset)
+    row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, logits.device)
 
     room = _backend.choose(logits.device, logits.dtype)

@@ -1,0 +1,370 @@
+"""Gumbel-softmax in Triton: noise is made in registers, and a row is read and written once.
+
+A program holds whole rows. A row too wide for registers is walked in blocks: once for a one-hot
+sample, and twice for a relaxed one, whose noise is made twice.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tilewise.kernels import _philox, _rows
+
+LONGEST_WITH_TAU = 4096  # columns: what the gradient by tau needs lies in registers beside the rest
+
+# Float32's. A running maximum begins at the lowest, from which -inf is -inf away, and not NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+SMALLEST = tl.constexpr(1.1754943508222875e-38)  # of those that have full precision
+
+
+@triton.jit
+def perturbed(
+    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS: tl.constexpr,
+):
+    """float32(x + g) of columns first to first + COLS - 1: (ROWS, COLS), -inf outside."""
+    col = first + tl.arange(0, COLS)
+    x = _rows.load_tile(x_ptr, row, col, rows, cols, row_stride, col_stride, float("-inf"))
+    return x + _philox.gumbel_tile(seed, row + row_offset, first, COLS)
+
+
+@triton.jit
+def sharpness(tau):
+    """log2(e) / tau; finite and positive, so that it times 0 is 0, and times -inf is -inf."""
+    scale = tl.div_rn(1.4426950408889634, tau)
+    scale = tl.where(scale > -LOWEST, -LOWEST, scale)
+    return tl.where(scale < SMALLEST, SMALLEST, scale)
+
+
+@triton.jit
+def inverse(tau):
+    """1 / tau; 0 for 0, where a sample does not change with anything, and never infinite."""
+    factor = tl.div_rn(1.0, tau)
+    factor = tl.where(factor > -LOWEST, -LOWEST, factor)
+    return tl.where(tau == 0, 0.0, factor)
+
+
+@triton.jit
+def relaxed(z, tau):
+    """softmax(z / tau) of whole rows."""
+    p = tl.exp2((z - tl.max(z, 1)[:, None]) * sharpness(tau))
+    return p * tl.div_rn(1.0, tl.sum(p, 1))[:, None]
+
+
+@triton.jit
+def one_hot(z, col, cols):
+    """1 at each row's first maximum; rows that have no softmax are NaN."""
+    below = z - tl.max(z, 1)[:, None]  # NaN where z is, and where the maximum is infinite
+    at = tl.where(below == 0, col[None, :], tl.where(below == below, cols, -1))
+    first = tl.min(at, 1)[:, None]
+    return tl.where(first < 0, float("nan"), tl.where(col[None, :] == first, 1.0, 0.0))
+
+
+# Rows are not specialised on: every batch runs the same binary.
+@triton.jit(do_not_specialize=["rows", "row_offset"])
+def sample_rows(
+    x_ptr,  # (rows, cols) logits
+    y_ptr,  # out: (rows, cols), contiguous
+    tau_ptr, seed_ptr,  # one float32, one int64
+    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
+    HARD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):
+    """A sample of each of ROWS rows, which fit into COLS columns."""
+    row = _rows.row_numbers(ROWS)
+    col = tl.arange(0, COLS)
+    tau = tl.load(tau_ptr)
+    z = perturbed(
+        x_ptr, tl.load(seed_ptr), row, row_offset, 0, rows, cols, row_stride, col_stride, COLS,
+    )
+    if HARD:
+        y = one_hot(z, col, cols)
+    else:
+        if tau == 0:
+            y = one_hot(z, col, cols)
+        else:
+            y = relaxed(z, tau)
+    _rows.store_tile(y_ptr, row, col, rows, cols, y)
+
+
+@triton.jit
+def first_maximum(
+    x_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS: tl.constexpr,
+):
+    """Of a row of any width: its largest value, where that is first, whether any is NaN: (1,)."""
+    top = tl.full((1,), float("-inf"), tl.float32)
+    index = tl.zeros((1,), tl.int64)
+    nan = tl.zeros((1,), tl.int32)
+    for first in range(0, cols, COLS):
+        z = perturbed(
+            x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
+        )
+        nan = tl.maximum(nan, tl.max(tl.where(z == z, 0, 1), 1))
+        z = tl.where(z == z, z, float("-inf"))  # never wins
+        best = tl.max(z, 1)
+        col = first + tl.arange(0, COLS)
+        at = tl.min(tl.where(z == best[:, None], col[None, :], cols), 1)
+        index = tl.where(best > top, at.to(tl.int64), index)
+        top = tl.maximum(top, best)
+    return top, index, nan
+
+
+@triton.jit
+def mark_maximum(
+    x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS: tl.constexpr,
+):
+    """One-hot vector of a row of any width."""
+    top, index, nan = first_maximum(
+        x_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS,
+    )
+    one = tl.where((nan != 0) | (tl.abs(top) == float("inf")), float("nan"), 1.0)
+    zero = tl.where(one == one, 0.0, one)
+    for first in range(0, cols, COLS):
+        col = first + tl.arange(0, COLS)
+        y = tl.where(col[None, :] == index[:, None], one[:, None], zero[:, None])
+        _rows.store_tile(y_ptr, row, col, rows, cols, y)
+
+
+@triton.jit(do_not_specialize=["rows", "row_offset"])
+def sample_halved_row(
+    x_ptr, y_ptr, tau_ptr, seed_ptr,
+    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
+    COLS: tl.constexpr,
+):
+    """A relaxed sample of one row of up to 2 * COLS columns.
+
+    The maximum of one half is known before the other half's noise is made: that keeps the compiler
+    from making both at once, and so from spilling.
+    """
+    row = _rows.row_numbers(1)
+    seed = tl.load(seed_ptr)
+    tau = tl.load(tau_ptr)
+    if tau == 0:  # in small blocks: what is rare may not set the number of registers
+        mark_maximum(
+            x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS // 8,
+        )
+    else:
+        a = perturbed(x_ptr, seed, row, row_offset, 0, rows, cols, row_stride, col_stride, COLS)
+        top = tl.max(a, 1)
+        b = perturbed(x_ptr, seed, row, row_offset, COLS, rows, cols, row_stride, col_stride, COLS)
+        top = tl.maximum(top, tl.max(b, 1))[:, None]
+        scale = sharpness(tau)
+        a = tl.exp2((a - top) * scale)
+        b = tl.exp2((b - top) * scale)
+        factor = tl.div_rn(1.0, tl.sum(a, 1) + tl.sum(b, 1))[:, None]
+        col = tl.arange(0, COLS)
+        _rows.store_tile(y_ptr, row, col, rows, cols, a * factor)
+        _rows.store_tile(y_ptr, row, COLS + col, rows, cols, b * factor)
+
+
+@triton.jit(do_not_specialize=["rows", "row_offset"])
+def sample_wide_row(
+    x_ptr, y_ptr, tau_ptr, seed_ptr,
+    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
+    HARD: tl.constexpr, COLS: tl.constexpr,
+):
+    """As sample_rows, of one row of any width, COLS columns at a time."""
+    row = _rows.row_numbers(1)
+    seed = tl.load(seed_ptr)
+    tau = tl.load(tau_ptr)
+    if HARD:
+        mark_maximum(
+            x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS,
+        )
+    else:
+        if tau == 0:
+            mark_maximum(
+                x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS,
+            )
+        else:
+            scale = sharpness(tau)
+            top = tl.full((1,), LOWEST, tl.float32)
+            total = tl.zeros((1,), tl.float32)
+            for first in range(0, cols, COLS):
+                z = perturbed(
+                    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
+                )
+                new = tl.maximum(top, tl.max(z, 1))
+                p = tl.exp2((z - new[:, None]) * scale)
+                total = total * tl.exp2((top - new) * scale) + tl.sum(p, 1)
+                top = new
+            factor = tl.div_rn(1.0, total)
+            for first in range(0, cols, COLS):
+                z = perturbed(
+                    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
+                )
+                y = tl.exp2((z - top[:, None]) * scale) * factor[:, None]
+                _rows.store_tile(y_ptr, row, first + tl.arange(0, COLS), rows, cols, y)
+
+
+@triton.jit
+def sensitivity(y, dy, inner):
+    """Sums over columns of -d(y) / d(log tau) * dy, of which 0 * log(0) is 0: (ROWS,)."""
+    return -tl.sum(y * (dy - inner[:, None]) * _philox.log(tl.where(y < SMALLEST, SMALLEST, y)), 1)
+
+
+@triton.jit(do_not_specialize=["rows", "row_offset"])
+def differentiate_rows(
+    grad_ptr,  # (rows, cols) by y
+    saved_ptr,  # (rows, cols): y, or logits if HARD
+    out_ptr,  # out: (rows, cols), contiguous, by the logits
+    part_ptr,  # out: (rows,) float32 by tau, if NEED_TAU
+    tau_ptr, seed_ptr,
+    rows: tl.int64, row_offset: tl.int64, cols, grad_stride, grad_col, row_stride, col_stride,
+    HARD: tl.constexpr, NEED_TAU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):
+    """Gradients of ROWS rows, which fit into COLS columns."""
+    row = _rows.row_numbers(ROWS)
+    col = tl.arange(0, COLS)
+    tau = tl.load(tau_ptr)
+    if HARD:
+        z = perturbed(
+            saved_ptr, tl.load(seed_ptr), row, row_offset, 0, rows, cols, row_stride, col_stride,
+            COLS,
+        )
+        y = relaxed(z, tau)
+    else:
+        y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
+    dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
+    inner = tl.sum(y * dy, 1)
+    factor = inverse(tau)
+    dx = y * (dy - inner[:, None]) * factor
+    _rows.store_tile(out_ptr, row, col, rows, cols, dx)
+    if NEED_TAU:
+        tl.store(part_ptr + row, sensitivity(y, dy, inner) * factor, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "row_offset"])
+def differentiate_wide_row(
+    grad_ptr, saved_ptr, out_ptr, part_ptr, tau_ptr, seed_ptr,
+    rows: tl.int64, row_offset: tl.int64, cols, grad_stride, grad_col, row_stride, col_stride,
+    HARD: tl.constexpr, NEED_TAU: tl.constexpr, COLS: tl.constexpr,
+):
+    """As differentiate_rows, of one row of any width, COLS columns at a time."""
+    row = _rows.row_numbers(1)
+    seed = tl.load(seed_ptr)
+    tau = tl.load(tau_ptr)
+    scale = sharpness(tau)
+    top = tl.full((1,), LOWEST, tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    inner = tl.zeros((1,), tl.float32)
+    for first in range(0, cols, COLS):
+        col = first + tl.arange(0, COLS)
+        if HARD:
+            z = perturbed(
+                saved_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
+            )
+            new = tl.maximum(top, tl.max(z, 1))
+            y = tl.exp2((z - new[:, None]) * scale)  # times the sum
+            fade = tl.exp2((top - new) * scale)
+            total = total * fade + tl.sum(y, 1)
+            inner *= fade
+            top = new
+        else:
+            y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
+        dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
+        inner += tl.sum(y * dy, 1)
+    share = tl.full((1,), 1.0, tl.float32)
+    if HARD:
+        share = tl.div_rn(1.0, total)
+    inner *= share
+    factor = inverse(tau)
+    part = tl.zeros((1,), tl.float32)
+    for first in range(0, cols, COLS):
+        col = first + tl.arange(0, COLS)
+        if HARD:
+            z = perturbed(
+                saved_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
+            )
+            y = tl.exp2((z - top[:, None]) * scale) * share[:, None]
+        else:
+            y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
+        dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
+        dx = y * (dy - inner[:, None]) * factor
+        _rows.store_tile(out_ptr, row, col, rows, cols, dx)
+        if NEED_TAU:
+            part += sensitivity(y, dy, inner)
+    if NEED_TAU:
+        tl.store(part_ptr + row, part * factor)
+
+
+def gumbel_softmax(
+    logits: Tensor, tau: Tensor, seed: Tensor, row_offset: int, dim: int, hard: bool
+) -> Tensor:
+    """A relaxed sample of the categorical distribution of the logits, or a one-hot one.
+
+        y = softmax((logits + g) / tau) along dim
+
+    Args:
+        logits: any shape, float16, bfloat16 or float32, any strides.
+        tau, seed: one float32, one int64, on the device.
+        row_offset: the number of the first row.
+
+    Returns:
+        y as the logits, contiguous. Equal bits on every run.
+
+    Cost: traffic of the logits and of y; of a relaxed row beyond 2 * _rows.LONGEST columns, of the
+    logits twice.
+    """
+    with _rows.launching("logits", logits) as arch:
+        x = _rows.as_rows(logits, dim)
+        rows, cols = x.shape
+        y = x.new_empty(rows, cols)
+        if y.numel():
+            tile = _rows.choose_tile(cols, arch)
+            arguments = x, y, tau, seed, rows, row_offset, cols, *x.stride()
+            if cols <= tile.cols:
+                sample_rows[(triton.cdiv(rows, tile.rows),)](
+                    *arguments, HARD=hard, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+                )
+            elif not hard and cols <= 2 * _rows.longest(cols):
+                tile = _rows.choose_tile(cols, arch, _rows.longest(cols))
+                sample_halved_row[(rows,)](*arguments, COLS=tile.cols, num_warps=tile.warps)
+            else:
+                sample_wide_row[(rows,)](
+                    *arguments, HARD=hard, COLS=tile.cols, num_warps=tile.warps
+                )
+        return _rows.from_rows(y, logits, dim)
+
+
+def gumbel_softmax_backward(
+    grad: Tensor, saved: Tensor, tau: Tensor, seed: Tensor, row_offset: int, dim: int, hard: bool,
+    need_tau: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a relaxed sample y, also where the one-hot one was returned.
+
+        d_logits = y * (grad - <y, grad>) / tau,    d_tau = -sum(d_logits * log(y))
+
+    Args:
+        grad: as y, any strides.
+        saved: y, or with `hard` the logits, from which y is made again.
+        tau, seed, row_offset, dim: as for `gumbel_softmax`. At tau = 0 gradients are 0.
+
+    Returns:
+        d_logits, contiguous, as `saved`; d_tau () float32, empty if not needed. Equal bits on every
+        run.
+
+    Cost: traffic of the three, beyond LONGEST_WITH_TAU columns or _rows.LONGEST of the first two
+    twice.
+    """
+    with _rows.launching("saved", saved) as arch:
+        x, dy = _rows.as_rows(saved, dim), _rows.as_rows(grad, dim)
+        rows, cols = x.shape
+        out = x.new_empty(rows, cols)
+        parts = x.new_zeros(rows if need_tau else 0, dtype=torch.float32)
+        if out.numel():
+            tile = _rows.choose_tile(cols, arch)
+            if need_tau and tile.cols > LONGEST_WITH_TAU:
+                tile = _rows.choose_tile(cols, arch, _rows.BLOCK)
+            arguments = dy, x, out, parts, tau, seed, rows, row_offset, cols
+            arguments += *dy.stride(), *x.stride()
+            if cols <= tile.cols:
+                differentiate_rows[(triton.cdiv(rows, tile.rows),)](
+                    *arguments, HARD=hard, NEED_TAU=need_tau, ROWS=tile.rows, COLS=tile.cols,
+                    num_warps=tile.warps,
+                )
+            else:
+                differentiate_wide_row[(rows,)](
+                    *arguments, HARD=hard, NEED_TAU=need_tau, COLS=tile.cols, num_warps=tile.warps,
+                )
+        d_tau = parts.sum(dtype=torch.float64).to(tau.dtype) if need_tau else tau.new_empty(0)
+        return _rows.from_rows(out, saved, dim), d_tau
