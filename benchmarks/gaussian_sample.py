@@ -25,7 +25,7 @@ from benchmarks.registry import (
 
 def sized(b: int, d: int, dtype: str = "float32", **options) -> Case:
     """A case of B latents of D elements, a multiple of 64."""
-    return Case({"B": b, "D": d}, dtype, kinds=(FORWARD, TRAINING), **options)
+    return Case({"B": b, "D": d}, dtype, kinds=(FORWARD, TRAINING), sweep=True, **options)
 
 
 CASES = (

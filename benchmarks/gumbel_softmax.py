@@ -29,7 +29,7 @@ TORCH, INNER = "F.gumbel_softmax", "dim 1"
 
 def sized(n: int, k: int, dtype: str = "float32", data: str = "", **options) -> Case:
     """A case of N rows and K categories, here and in the benchmark of `gumbel_argmax`."""
-    return Case({"N": n, "K": k}, dtype, data, **{"kinds": KINDS, **options})
+    return Case({"N": n, "K": k}, dtype, data, **{"kinds": KINDS, "sweep": True, **options})
 
 
 CASES = (

@@ -34,16 +34,22 @@ def plots(rows: Sequence[Row], axis: str | None, kind: str, stem: Path) -> list[
 
 
 def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
-    """A line for each case: every candidate's time beside the bare products', or its memory."""
+    """A line for each case: every candidate's time beside the bare products', or its memory.
+
+    Where there are no products, beside the baseline's.
+    """
     rows = [row for row in rows if row.status == MEASURED]
     cases = list(dict.fromkeys(row.case for row in rows))
     height = 1.8 + INCHES_PER_CASE * len(cases)
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    value: Value = (lambda r: r.ratio_to_products) if time else (lambda r: r.peak_bytes)
+    products = any(row.candidate == PRODUCTS for row in rows)
+    floor = PRODUCTS if products else rows[0].baseline
+    ratio: Value = lambda r: r.ratio_to_products if products else r.ratio_to_baseline  # noqa: E731
+    value: Value = ratio if time else lambda r: r.peak_bytes
     for name, colour in _colours(rows).items():
         line = [row for row in rows if row.candidate == name and value(row)]
         places = [cases.index(row.case) for row in line]
-        if time and name == PRODUCTS:
+        if time and name == floor:
             axes.axvline(1.0, color=colour, linestyle="--", linewidth=1.2, label=name)
         else:
             axes.scatter(
@@ -51,7 +57,7 @@ def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
                 marker="D" if name == OURS else "o", zorder=3 if name == OURS else 2, label=name,
             )  # fmt: skip
     axes.set(xscale="log", ylim=(len(cases) - 0.5, -0.5))
-    axes.set_xlabel(f"time / {PRODUCTS}" if time else "peak memory of a call")
+    axes.set_xlabel(f"time / {floor}" if time else "peak memory of a call")
     axes.set_yticks(range(len(cases)), [_short(rows, case) for case in cases])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×" if time else _bytes(x)))
     axes.grid(alpha=0.25, linewidth=0.6)

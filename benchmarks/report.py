@@ -138,7 +138,10 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
     console.print(_heading(rows[0]))
     for kind in dict.fromkeys(row.kind for row in rows):
         table = _table(f"{rows[0].op}, {kind}", "")
-        headings = ["median ms", "quartiles", "× products", f"× {rows[0].baseline}", "peak MB"]
+        headings = ["median ms", "quartiles", f"× {rows[0].baseline}", "peak MB"]
+        products = any(row.ratio_to_products is not None for row in rows)
+        if products:
+            headings.insert(2, "× products")
         if any(row.wrong is not None for row in rows):
             headings.append("wrong")
         for heading in headings:
@@ -149,7 +152,7 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
                 table.add_section()
                 table.add_row(f"[bold]{row.case}")
             previous = row.case
-            table.add_row(f"  {row.candidate}", *_cells(row)[: len(headings)])
+            table.add_row(f"  {row.candidate}", *_cells(row, products)[: len(headings)])
         console.print(table)
 
 
@@ -170,14 +173,14 @@ def _heading(row: Row) -> str:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, products: bool) -> list[str]:
     if row.status != MEASURED:
         return ["", row.status.removeprefix("skipped: ")]
     spread = ""
     if row.q25_ms is not None and row.q75_ms is not None:
         spread = f"{_ms(row.q25_ms)}–{_ms(row.q75_ms)}"
     peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}"
-    ratios = (row.ratio_to_products, row.ratio_to_baseline)
+    ratios = [row.ratio_to_products] * products + [row.ratio_to_baseline]
     shown = ["" if r is None else f"{r:.2f}" for r in ratios]
     wrong = "" if row.wrong is None else f"{row.wrong} of {row.checked}"
     return [_ms(row.median_ms), spread, *shown, peak, wrong]
