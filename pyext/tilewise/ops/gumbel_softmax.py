@@ -53,7 +53,7 @@ def gumbel_softmax(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape or dtype, named in the text; tau < 0
-            (on a GPU a tensor tau is not looked at: that would stall it).
+            (a tensor tau is looked at by the CPU kernel alone: on a GPU that would stall it).
         RuntimeError: inside a torch.func transform.
 
     Paper: Jang, Gu and Poole, Categorical Reparameterization with Gumbel-Softmax, ICLR 2017;
@@ -66,11 +66,7 @@ def gumbel_softmax(
         return gumbel_softmax(logits[None], tau, hard, eps, 0, seed, row_offset)[0]
     dim = _arguments.dimension("dim", dim, logits)
     scale = _arguments.scalar("tau", tau, logits)
-    if not isinstance(tau, Tensor):
-        valid = tau >= 0
-    else:  # looking at one on a GPU would stall it
-        valid = torch.compiler.is_compiling() or scale.device.type != "cpu" or not scale < 0
-    if not valid:
+    if not isinstance(tau, Tensor) and not tau >= 0:
         raise ValueError(f"tau: expected at least 0, got {tau}")
     row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, logits.device)
