@@ -6,10 +6,6 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "cpu/pack.h"
 
 namespace tilewise {
@@ -86,17 +82,7 @@ uint64_t random_key(const Tensor& seed) {
 }
 
 Tensor empty_result(const Tensor& x) {
-  const Tensor out = at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kLarge = 4 << 20, kPage = 4096;
-  if (out.nbytes() >= kLarge) {
-    const auto begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-    // A wish: where it cannot be granted nothing changes.
-    ::madvise(reinterpret_cast<void*>(first), begin + out.nbytes() - first, MADV_HUGEPAGE);
-  }
-#endif
-  return out;
+  return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
 void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<Tensor>& inputs,

@@ -27,8 +27,7 @@ inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// An uninitialised tensor like x, contiguous. A large one asks for huge pages, as numpy does: the
-// first writing of 4 KiB pages takes about as long as a softmax.
+// An uninitialised tensor like x, contiguous.
 at::Tensor empty_result(const at::Tensor& x);
 
 // A piece of consecutive rows: where the operands' are, each (count, cols), contiguous, of the type
