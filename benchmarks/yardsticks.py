@@ -34,6 +34,42 @@ def eager_sigmoid_loss(
     return -F.logsigmoid(labels * logits).sum() / len(image_features)
 
 
+def eager_clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    positives: int | tuple[Tensor, Tensor] = 0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """CLIP's loss in the inputs' own dtype, with a matrix of logits for each direction."""
+    forth = logit_scale * image_features @ text_features.T
+    back = logit_scale * text_features @ image_features.T
+
+    def cross_entropy(logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        if not rows.any():
+            return 0 * logits.sum()
+        return F.cross_entropy(logits[rows], targets[rows], label_smoothing=label_smoothing)
+
+    def of_offset(logits: Tensor, offset: int) -> Tensor:
+        if offset == 0 and len(logits) == logits.shape[1] > 0:  # as open_clip has it
+            labels = torch.arange(len(logits), device=logits.device)
+            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        labels = [i + offset for i in range(len(logits))]  # which may be huge
+        rows = torch.tensor([0 <= label < logits.shape[1] for label in labels], dtype=torch.bool)
+        kept = [label if 0 <= label < logits.shape[1] else 0 for label in labels]
+        labels = torch.tensor(kept, dtype=torch.long, device=logits.device)
+        return cross_entropy(logits, labels, rows.to(logits.device))
+
+    def of_pairs(logits: Tensor, pairs: Tensor) -> Tensor:
+        targets = pairs / pairs.sum(1, keepdim=True).clamp(min=1)
+        return cross_entropy(logits, targets.to(logits.dtype), pairs.any(1))
+
+    if isinstance(positives, tuple):
+        pairs = positives[0][:, None] == positives[1]  # (B, N)
+        return (of_pairs(forth, pairs) + of_pairs(back, pairs.T)) / 2
+    return (of_offset(forth, positives) + of_offset(back, -positives)) / 2
+
+
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """`function` through torch.compile, compiled once for all sizes."""
@@ -51,6 +87,11 @@ def open_clip_sigmoid_loss(*features_scale_bias: Tensor, chunk_size: int = 0) ->
     """open_clip's SigLipLoss; a `chunk_size` only where `open_clip_has_chunks`."""
     options = {"chunk_size": chunk_size} if chunk_size else {}
     return open_clip_loss().SigLipLoss(**options)(*features_scale_bias)
+
+
+def open_clip_clip_loss(*features_scale: Tensor) -> Tensor:
+    """open_clip's ClipLoss."""
+    return open_clip_loss().ClipLoss()(*features_scale)
 
 
 def open_clip_has_chunks() -> bool:

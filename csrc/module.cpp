@@ -103,6 +103,7 @@ void check_torch_version() {
 void register_cpu_ops() {
   static const auto library = std::make_unique<torch::Library>(
       torch::Library::IMPL, "tilewise", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  library->impl("clip_loss", &clip_loss);
   library->impl("code_sums", &code_sums);
   library->impl("gaussian_sample", &gaussian_sample);
   library->impl("gaussian_sample_backward", &gaussian_sample_backward);

@@ -17,6 +17,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sigmoid_l
     const std::optional<at::Tensor>& text_ids, bool need_image, bool need_text, bool need_scale,
     bool need_bias);
 
+// See pyext/tilewise/ops/clip_loss.py. Gradients that are not needed come back empty.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> clip_loss(
+    const at::Tensor& image_features, const at::Tensor& text_features,
+    const at::Tensor& logit_scale, std::optional<int64_t> positives,
+    const std::optional<at::Tensor>& image_ids, const std::optional<at::Tensor>& text_ids,
+    double label_smoothing, bool need_image, bool need_text, bool need_scale);
+
 // See pyext/tilewise/ops/nearest_code.py. x (H, N, D), codebook (H, K, D), mask (H, N); results
 // (H, N, k). packed: from pack_codebook, of the same codebook and metric.
 std::tuple<at::Tensor, at::Tensor> nearest_code(const at::Tensor& x, const at::Tensor& codebook,

@@ -7,9 +7,12 @@ namespace tilewise {
 
 Positives::Positives(int64_t images, int64_t texts, std::optional<int64_t> offset)
     // Beyond the matrix no offset matches, and none overflows.
-    : offset_(std::clamp(offset.value_or(texts), -images, texts)) {}
+    : images_(images),
+      texts_count_(texts),
+      offset_(std::clamp(offset.value_or(texts), -images, texts)) {}
 
-Positives::Positives(const at::Tensor& image_ids, const at::Tensor& text_ids) : offset_(0) {
+Positives::Positives(const at::Tensor& image_ids, const at::Tensor& text_ids)
+    : images_(image_ids.numel()), texts_count_(text_ids.numel()), offset_(0) {
   const at::Tensor images = image_ids.contiguous(), texts = text_ids.contiguous();
   const auto* id = texts.const_data_ptr<int64_t>();
   texts_.resize(texts.numel());
@@ -27,6 +30,28 @@ Positives::Positives(const at::Tensor& image_ids, const at::Tensor& text_ids) : 
     first_.push_back(first - texts_.begin());
     last_.push_back(last - texts_.begin());
   }
+  std::vector<int64_t> sorted(wanted, wanted + images.numel());
+  std::sort(sorted.begin(), sorted.end());
+  for (int64_t j = 0; j < texts.numel(); ++j) {
+    const auto [first, last] = std::equal_range(sorted.begin(), sorted.end(), id[j]);
+    per_text_.push_back(last - first);
+  }
+}
+
+std::vector<int64_t> Positives::per_image() const {
+  std::vector<int64_t> out(images_);
+  for (int64_t i = 0; i < images_; ++i) {
+    const int64_t text = i + offset_;
+    out[i] = first_.empty() ? text >= 0 && text < texts_count_ : last_[i] - first_[i];
+  }
+  return out;
+}
+
+std::vector<int64_t> Positives::per_text() const {
+  if (!first_.empty()) return per_text_;
+  std::vector<int64_t> out(texts_count_);
+  for (int64_t j = 0; j < texts_count_; ++j) out[j] = j - offset_ >= 0 && j - offset_ < images_;
+  return out;
 }
 
 Positives::InBlock Positives::in_block(const Block& block) const {

@@ -24,9 +24,15 @@ class Positives {
   };
   InBlock in_block(const Block& block) const;
 
+  // How many texts match each image, and how many images each text.
+  std::vector<int64_t> per_image() const;
+  std::vector<int64_t> per_text() const;
+
  private:
-  int64_t offset_;                     // beyond all texts where nothing matches
-  std::vector<int64_t> texts_;         // those with equal ids side by side, each group ascending
+  int64_t images_, texts_count_;
+  int64_t offset_;              // beyond all texts where nothing matches
+  std::vector<int64_t> texts_;  // those with equal ids side by side, each group ascending
+  std::vector<int64_t> per_text_;
   std::vector<int64_t> first_, last_;  // of each image: its texts are texts_[first..last)
 };
 

@@ -7,36 +7,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common
-from tilewise.kernels._common import Tile
+from tilewise.kernels import _common, _contrast
+from tilewise.kernels._common import Tile  # noqa: F401  (the type of TILES)
+from tilewise.kernels._contrast import (
+    DEFAULT_TILES,
+    TILES,
+    number,
+    sum_per_thread,
+    tile_corner,
+    tile_of_dots,
+)
 
 CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
 FLOAT16_SCALE = 2.0**14  # float16 keeps dz times this: |dz| <= 1, and float16 ends at 2^-24
-
-# By architecture and kind of product. Two programs or more fit on one SM, without spills:
-# static_gate.csv has the figures.
-TILES = {
-    ("sm_80", "half"): Tile(128, 128, 32, pieces=4, warps=8, stages=4),
-    ("sm_90", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=4, warps=8, stages=3, tma=True),
-    ("sm_120", "half"): Tile(64, 128, 64, pieces=4, warps=8, stages=3, tma=True),
-    ("gfx942", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("gfx90a", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("sm_90", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=4, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
-    ("interpreter", "half"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
-    ("interpreter", "ieee"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),
-    ("interpreter", "tf32"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
-    ("interpreter", "tf32x3"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),
-}
-DEFAULT_TILES = {
-    "half": Tile(128, 128, 32, pieces=4, warps=8, stages=3),
-    "tf32": Tile(128, 64, 32, pieces=2, warps=8, stages=3),
-    "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
-    "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
-}
 
 
 @triton.jit
@@ -52,12 +36,6 @@ def log1p_of_unit(e):
     p = p * e - 0.49999502301216125
     p = p * e + 1.0
     return p * e
-
-
-@triton.jit
-def sum_per_thread(x, THREADS: tl.constexpr):
-    """(THREADS,) sums of the elements that each thread holds: nothing moves between threads."""
-    return tl.sum(tl.reshape(x, (THREADS, x.numel // THREADS), can_reorder=True), 1)
 
 
 @triton.jit
@@ -136,39 +114,13 @@ def sigmoid_tile(
     SCALE: tl.constexpr, NEED_GRAD: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
     IDS: tl.constexpr,
 ):
-    """One tile of logits. `depth` is a multiple of TILE_K; with EVEN, rows and cols are of theirs.
-
-    Rows and columns outside are 0 with TMA, else they repeat the last one: no load has a mask.
-    """
-    # GROUP rows of tiles are walked column by column: what runs together shares features in L2.
-    program = tl.program_id(0)
-    in_group = GROUP * tl.cdiv(cols, TILE_N)
-    first = program // in_group * GROUP
-    group = min(tl.cdiv(rows, TILE_M) - first, GROUP)
-    row = (first + program % in_group % group) * TILE_M
-    col = program % in_group // group * TILE_N
-
+    """One tile of logits; `tile_of_dots` says what it needs."""
+    row, col = tile_corner(rows, cols, TILE_M, TILE_N, GROUP)
     i = row + tl.arange(0, TILE_M)
-    dots = tl.zeros((TILE_M, TILE_N), tl.float32)
-    if TMA:
-        for k in range(0, depth, TILE_K):
-            image = image_ptr.load([row, k])
-            text = text_ptr.load([col, k])
-            dots = tl.dot(image, text.T, dots, input_precision=PRECISION)
-    else:
-        j = col + tl.arange(0, TILE_N)
-        k = tl.arange(0, TILE_K)
-        image_row = i if EVEN else tl.minimum(i, rows - 1)
-        text_row = j if EVEN else tl.minimum(j, cols - 1)
-        image_ptr += image_row[:, None].to(tl.int64) * image_stride + k[None, :]
-        text_ptr += text_row[:, None].to(tl.int64) * text_stride + k[None, :]
-        for _ in range(0, depth, TILE_K):
-            dots = tl.dot(
-                tl.load(image_ptr), tl.load(text_ptr).T, dots, input_precision=PRECISION
-            )
-            image_ptr += TILE_K
-            text_ptr += TILE_K
-
+    dots = tile_of_dots(
+        image_ptr, text_ptr, row, col, rows, cols, depth, image_stride, text_stride,
+        TILE_M, TILE_N, TILE_K, PRECISION, EVEN, TMA,
+    )
     grad_ptr += i[:, None].to(tl.int64) * grad_stride + col
     zero = tl.zeros((THREADS,), tl.float32)
     sums = differentiate(
@@ -176,7 +128,7 @@ def sigmoid_tile(
         rows, cols, tl.load(scale_ptr), tl.load(bias_ptr), diagonal, image_ids_ptr, text_ids_ptr,
         IDS, SCALE, NEED_GRAD, EVEN, PIECES,
     )
-    sums_ptr += program
+    sums_ptr += tl.program_id(0)
     tl.store(sums_ptr, tl.sum(sums[0]))
     if NEED_GRAD:
         tl.store(sums_ptr + tl.num_programs(0), tl.sum(sums[1]) / SCALE)
@@ -216,16 +168,6 @@ def launch(
     return sums.sum(1, dtype=torch.float64)
 
 
-def number(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The same equalities in int32 numbers from 0, which take half the registers."""
-    ids, order = torch.cat([image_ids, text_ids]).sort()
-    changes = torch.zeros_like(ids, dtype=torch.int32)
-    changes[1:] = ids[1:] != ids[:-1]
-    numbers = torch.empty_like(changes)
-    numbers[order] = changes.cumsum(0, dtype=torch.int32)
-    return numbers[: len(image_ids)], numbers[len(image_ids) :]
-
-
 def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, needs):
     rows, cols, depth = len(image_features), len(text_features), image_features.shape[1]
     arch = _common.architecture(image_features.device)
@@ -235,14 +177,12 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     text = _common.operand(text_features, tile.depth)
     need_image, need_text, need_scale, need_bias = needs
 
-    # Both axes are cut, so that neither makes the workspace grow.
-    chunk_cols = min(CHUNK_COLS, max(cols, 1))
-    width = _common.round_up(chunk_cols, tile.cols)
-    chunk_rows = max(CHUNK_BYTES // (width * image.element_size() * tile.rows), 1) * tile.rows
-    chunk_rows = min(chunk_rows, max(rows, 1))
+    size = _contrast.chunk_size(image, text, tile, CHUNK_COLS, CHUNK_BYTES)
     workspace = None
     if any(needs):
-        workspace = image.new_empty(_common.round_up(chunk_rows, tile.rows), width)
+        workspace = image.new_empty(
+            _common.round_up(size[0], tile.rows), _common.round_up(size[1], tile.cols)
+        )
 
     def new_gradient(needed: bool, x: Tensor) -> Tensor:
         new = x.new_empty if rows and cols else x.new_zeros  # the products write all of it
@@ -250,20 +190,16 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
 
     d_image, d_text = new_gradient(need_image, image), new_gradient(need_text, text)
     sums = image.new_zeros(3 if any(needs) else 1, dtype=torch.float64)
-    for c in range(0, cols, chunk_cols):
-        y = text[c : c + chunk_cols]
-        for r in range(0, rows, chunk_rows):
-            x = image[r : r + chunk_rows]
-            grad = None if workspace is None else workspace[: len(x), : len(y)]
-            # Row i of the chunk matches column i + diagonal; from len(y) on there is none.
-            diagonal = len(y) if positives is None else r + positives - c
-            diagonal = min(max(diagonal, -len(x)), len(y))
-            here = ids and (ids[0][r : r + chunk_rows], ids[1][c : c + chunk_cols])
-            sums += launch(x, y, grad, scale, bias, diagonal, arch, kind, here)
-            if need_image:
-                _common.add_product(d_image[r : r + chunk_rows], grad, y, accumulate=c > 0)
-            if need_text:
-                _common.add_product(d_text[c : c + chunk_cols], grad.t(), x, accumulate=r > 0)
+    for chunk in _contrast.chunks(image, text, positives, ids, size):
+        x, y = chunk.image, chunk.text
+        grad = None if workspace is None else workspace[: len(x), : len(y)]
+        sums += launch(x, y, grad, scale, bias, chunk.diagonal, arch, kind, chunk.ids)
+        if need_image:
+            begun = chunk.cols.start > 0
+            _common.add_product(d_image[chunk.rows], grad, y, accumulate=begun)
+        if need_text:
+            begun = chunk.rows.start > 0
+            _common.add_product(d_text[chunk.cols], grad.t(), x, accumulate=begun)
 
     count = max(rows, 1)
     factor = scale.reshape(()) / (count * stored_scale(image.dtype))

@@ -8,6 +8,7 @@ stored. Every op has the same name in every room: `tilewise.ops` (what you call)
 from tilewise import evaluation, nn, reference
 from tilewise._backend import backend, backends
 from tilewise.ops import (
+    clip_loss,
     code_sums,
     gaussian_sample,
     gumbel_argmax,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "backend",
     "backends",
+    "clip_loss",
     "code_sums",
     "evaluation",
     "gaussian_sample",

@@ -15,7 +15,7 @@ from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPS = (
-    "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
+    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
     "sigmoid_loss",
 )
 

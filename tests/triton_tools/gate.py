@@ -22,6 +22,7 @@ import torch
 import triton
 
 from tilewise.kernels import (
+    clip_loss,
     code_sums,
     gaussian_sample,
     gumbel_argmax,
@@ -48,21 +49,26 @@ WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
 # Of rows that random ops take whole, in two halves or in blocks.
 LONG = (32, 1000, 8192, 16384, 50257)
 QUICK = (
-    "masked gradients", "masked cosine top-16", "float32 masked",
+    "masked gradients", "masked smoothed", "masked cosine top-16", "float32 masked",
     "float32 16384 soft", "float32 8192 top-4", "float32 1000",
 )
-WITH_PRODUCTS = ("sigmoid_tile", "filter_tile")
+WITH_PRODUCTS = ("sigmoid_tile", "clip_sums_tile", "clip_gradient_tile", "filter_tile")
 MATRIX = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+
+
+def products(arch: str) -> list[tuple[str, torch.dtype, str]]:
+    """Every kind of product there: its name, the features' dtype, torch's precision setting."""
+    precisions = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
+    kinds = [("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")]
+    for precision in precisions if arch in NVIDIA else ["ieee"]:
+        kinds.append((f"float32 {precision}", torch.float32, precisions[precision]))
+    return kinds
 
 
 def sigmoid_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
     """Every case that sigmoid_loss can launch: its name, and calls that must share one kernel."""
     scale, bias = torch.ones(()), torch.zeros(())
-    precisions = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
-    kinds = [("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")]
-    for precision in precisions if arch in NVIDIA else ["ieee"]:
-        kinds.append((f"float32 {precision}", torch.float32, precisions[precision]))
 
     def call(rows, cols, dtype, precision, result):
         torch.set_float32_matmul_precision(precision)
@@ -72,11 +78,30 @@ def sigmoid_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], ob
         needed = result != "loss"
         sigmoid_loss.sigmoid_loss(image, text, scale, bias, *matches, *[needed] * 4)
 
-    for name, dtype, precision in kinds:
+    for name, dtype, precision in products(arch):
         for shapes, sizes in SIZES.items():
             for result in ("gradients", "ids", "loss"):
                 yield f"{name} {shapes} {result}", [
                     functools.partial(call, *size, dtype, precision, result) for size in sizes
+                ]
+
+
+def clip_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Both passes with every kind of product: matches by offset, and by ids with smoothing."""
+    def call(rows, cols, dtype, precision, smoothed):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        matches = (None, torch.arange(rows), torch.arange(cols)) if smoothed else (0, None, None)
+        clip_loss.clip_loss(
+            image, text, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3
+        )
+
+    for name, dtype, precision in products(arch):
+        for shapes, sizes in SIZES.items():
+            for result in ("gradients", "smoothed"):
+                arguments = dtype, precision, result == "smoothed"
+                yield f"{name} {shapes} {result}", [
+                    functools.partial(call, *size, *arguments) for size in sizes
                 ]
 
 
@@ -166,8 +191,8 @@ def gaussian_sample_launches(arch: str) -> Iterator[tuple[str, list[Callable[[],
 
 
 OPS = (
-    sigmoid_loss_launches, nearest_code_launches, code_sums_launches, gumbel_softmax_launches,
-    gumbel_argmax_launches, gaussian_sample_launches,
+    sigmoid_loss_launches, clip_loss_launches, nearest_code_launches, code_sums_launches,
+    gumbel_softmax_launches, gumbel_argmax_launches, gaussian_sample_launches,
 )
 
 

@@ -1,5 +1,6 @@
 """Modules with the constructors and calls of the packages that they replace."""
 
+from tilewise.nn.clip_loss import ClipLoss
 from tilewise.nn.convert import (
     from_diffusers,
     from_lucidrains,
@@ -24,6 +25,7 @@ from tilewise.nn.sigmoid_loss import SigLipLoss
 from tilewise.nn.vector_quantizer import CodeUsage, VectorQuantizer
 
 __all__ = [
+    "ClipLoss",
     "CodeUsage",
     "CosineSchedule",
     "DiagonalGaussian",

@@ -1,5 +1,6 @@
 """The public functions, one file per op."""
 
+from tilewise.ops.clip_loss import clip_loss
 from tilewise.ops.code_sums import code_sums
 from tilewise.ops.gaussian_sample import gaussian_sample
 from tilewise.ops.gumbel_argmax import gumbel_argmax
@@ -8,6 +9,6 @@ from tilewise.ops.nearest_code import PreparedCodebook, nearest_code, prepare_co
 from tilewise.ops.sigmoid_loss import sigmoid_loss
 
 __all__ = [
-    "PreparedCodebook", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
-    "nearest_code", "prepare_codebook", "sigmoid_loss",
+    "PreparedCodebook", "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax",
+    "gumbel_softmax", "nearest_code", "prepare_codebook", "sigmoid_loss",
 ]

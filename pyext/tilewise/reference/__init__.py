@@ -3,6 +3,7 @@
 They define what the kernels must return, and can be differentiated any number of times.
 """
 
+from tilewise.reference.clip_loss import clip_loss
 from tilewise.reference.code_sums import code_sums
 from tilewise.reference.gaussian_sample import gaussian_sample
 from tilewise.reference.gumbel_argmax import gumbel_argmax
@@ -11,6 +12,6 @@ from tilewise.reference.nearest_code import nearest_code
 from tilewise.reference.sigmoid_loss import sigmoid_loss
 
 __all__ = [
-    "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
+    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
     "sigmoid_loss",
 ]

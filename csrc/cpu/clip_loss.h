@@ -1,0 +1,46 @@
+// Interface of the vector kernels of clip_loss.
+#pragma once
+
+#include <cstdint>
+
+#include "capability.h"
+
+namespace tilewise {
+
+// The sum of exponentials of a row or column of logits: exp(largest) * sum.
+struct LogSum {
+  double largest = -__builtin_inf(), sum = 0;
+};
+
+// One direction of the loss, for the rows or the columns of a block.
+struct ClipDirection {
+  const LogSum* sums;    // of the whole row or column
+  const double* weight;  // 1/2 over the number that have a match; 0 without one
+  const double* target;  // of each match: weight / the number of its matches, less smoothing
+  double smoothing;      // times the weight: the target of every pair
+};
+
+// A block of the dot products <image i, text j>, of float or double.
+struct ClipBlock {
+  bool is_double;
+  const void* dots;
+  int64_t rows, cols, stride;
+  const int64_t* begin;      // of row i, the columns
+  const int64_t* positives;  // positives[begin[i]..begin[i + 1]) match, ascending
+  double scale;              // logit = scale * dot
+  ClipDirection row, col;
+};
+
+// clip_log_sums: LogSums of the block's rows and columns (`sums` is not read); returns the sum of
+//   targets times logits.
+// clip_gradient: grads = d(loss)/d(dot), bfloat16 or of the dots' type, may be where the dots are;
+//   returns the sum of d(loss)/d(logit) * dot.
+#define TILEWISE_DECLARE(CAPABILITY)                                                        \
+  namespace CAPABILITY {                                                                    \
+  double clip_log_sums(const ClipBlock&, LogSum* rows, LogSum* cols);                       \
+  double clip_gradient(const ClipBlock&, void* grads, int64_t grads_stride, bool bfloat16); \
+  }
+TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
+#undef TILEWISE_DECLARE
+
+}  // namespace tilewise
