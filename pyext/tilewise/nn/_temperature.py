@@ -90,6 +90,25 @@ class Temperature(nn.Module):
         return str(kind)
 
 
+class HasTemperature(nn.Module):
+    """A module with a `temperature`."""
+
+    temperature: Temperature
+
+    @property
+    def tau(self) -> Tensor:
+        """The temperature, () float32. `module.tau = 0.5` sets it."""
+        return self.temperature.value()
+
+    @tau.setter
+    def tau(self, value: float) -> None:
+        self.temperature.set(value)
+
+    def step(self, count: int | None = None) -> None:
+        """Lets the schedule of the temperature take one step, or go to step `count`."""
+        self.temperature.step(count)
+
+
 def checked(tau):
     """A temperature that is not below 0. A tensor is not looked at: that would stall a GPU."""
     if isinstance(tau, Tensor):

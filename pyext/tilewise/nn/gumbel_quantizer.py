@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from tilewise.nn._gumbel_codes import HARD, MODE, SOFT, gumbel_codes
 from tilewise.nn._layout import Layout, row_mask
 from tilewise.nn._straight_through import gather
-from tilewise.nn._temperature import Schedule, Temperature, checked
+from tilewise.nn._temperature import HasTemperature, Schedule, Temperature, checked
 from tilewise.nn._usage import CodeUsage, count_codes
 from tilewise.ops import _arguments
 from tilewise.reference._philox import seed_tensor
 
 
-class GumbelQuantizer(nn.Module):
+class GumbelQuantizer(HasTemperature):
     r"""Replaces each vector by one of K codes, drawn at random as a linear layer finds them likely.
 
         l = W x + b,    index = argmax_k (l_k + g_k),    quantized = c_index,    g Gumbel noise
@@ -93,19 +93,6 @@ class GumbelQuantizer(nn.Module):
     def codebook(self) -> Tensor:
         """The codes, (K, D)."""
         return self.embed.weight
-
-    @property
-    def tau(self) -> Tensor:
-        """The temperature, () float32. `module.tau = 0.5` sets it."""
-        return self.temperature.value()
-
-    @tau.setter
-    def tau(self, value: float) -> None:
-        self.temperature.set(value)
-
-    def step(self, count: int | None = None) -> None:
-        """Lets the schedule of the temperature take one step, or go to step `count`."""
-        self.temperature.step(count)
 
     def forward(
         self,

@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tilewise.nn._temperature import Schedule, Temperature
+from tilewise.nn._temperature import HasTemperature, Schedule, Temperature
 from tilewise.ops.gumbel_softmax import gumbel_softmax
 
 
-class GumbelSoftmax(nn.Module):
+class GumbelSoftmax(HasTemperature):
     r"""Samples from the categorical distribution of the logits, relaxed or one-hot.
 
         y = softmax((logits + g) / tau),    g Gumbel noise
@@ -52,19 +52,6 @@ class GumbelSoftmax(nn.Module):
         super().__init__()
         self.hard, self.dim = hard, dim
         self.temperature = Temperature(tau, learnable)
-
-    @property
-    def tau(self) -> Tensor:
-        """The temperature, () float32. `module.tau = 0.5` sets it."""
-        return self.temperature.value()
-
-    @tau.setter
-    def tau(self, value: float) -> None:
-        self.temperature.set(value)
-
-    def step(self, count: int | None = None) -> None:
-        """Lets the schedule take one step, or go to step `count`."""
-        self.temperature.step(count)
 
     def forward(
         self, logits: Tensor, seed: Tensor | int | None = None, row_offset: int = 0

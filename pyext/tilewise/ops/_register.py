@@ -62,15 +62,25 @@ def define(name: str, schema: str, fake: Callable, module: str | None = None) ->
 
 
 def register_loss(
-    name: str, schema: str, fake: Callable, differentiable: Sequence[int], flags: Sequence[int]
+    name: str, schema: str, differentiable: Sequence[int], flags: Sequence[int]
 ) -> None:
-    """Registers a loss, whose gradients are outputs of the op.
+    """Registers a loss of features, its first input, whose gradients are outputs of the op.
 
     Args:
         differentiable: positions of the inputs that gradients belong to, in the order in which the
             op returns the gradients, after the loss.
         flags: positions of the inputs that say whether each of these gradients is needed.
     """
+    def fake(*inputs):
+        features = inputs[0]
+        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        shapes = [()]
+        for i, flag in zip(differentiable, flags, strict=True):
+            x = inputs[i]
+            of_one_element = x is not None and x.dim() < 2
+            shapes.append((0,) if not inputs[flag] else () if of_one_element else x.shape)
+        return tuple(features.new_empty(shape, dtype=dtype) for shape in shapes)
+
     def setup_context(ctx, inputs, output):
         _, *gradients = output
         ctx.mark_non_differentiable(*gradients)
