@@ -3,6 +3,7 @@
 #include "cpu/gaussian_sample.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -50,7 +51,7 @@ std::tuple<Tensor, Tensor> gaussian_sample(const Tensor& mean, const Tensor& log
   const RowsAlong shape = rows_of_first(mean, logvar);
   const at::ScalarType type = compute_type(mean);
   const uint64_t key = random_key(seed);
-  const Tensor z = empty_result(mean);
+  const Tensor z = at::empty_like(mean, mean.options(), at::MemoryFormat::Contiguous);
   const Tensor kl = at::zeros({shape.rows()}, mean.options().dtype(at::kDouble));
   for_pieces(shape, type, {mean, logvar}, {z}, [&](const Piece& piece) {
     TILEWISE_DISPATCH(gaussian_sample)
@@ -71,8 +72,8 @@ std::tuple<Tensor, Tensor> gaussian_sample_backward(const std::optional<Tensor>&
   TORCH_CHECK_VALUE(!d_kl || d_kl->numel() == shape.rows(), "d_kl: expected an element per row");
   const at::ScalarType type = compute_type(mean);
   const uint64_t key = random_key(seed);
-  const Tensor d_mean = empty_result(mean);
-  const Tensor d_logvar = empty_result(mean);
+  const Tensor d_mean = at::empty_like(mean, mean.options(), at::MemoryFormat::Contiguous);
+  const Tensor d_logvar = at::empty_like(mean, mean.options(), at::MemoryFormat::Contiguous);
   const Tensor per_row = d_kl ? d_kl->to(at::kDouble).contiguous() : Tensor();
   for_pieces(shape, type, {d_z.value_or(Tensor()), mean, logvar}, {d_mean, d_logvar},
              [&](const Piece& piece) {

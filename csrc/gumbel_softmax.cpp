@@ -5,7 +5,9 @@
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -45,7 +47,7 @@ int64_t blocks(const RowsAlong& shape) { return (shape.cols + kSoftmaxBlock - 1)
 
 Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
                int64_t row_offset) {
-  const Tensor y = empty_result(logits);
+  const Tensor y = at::empty_like(logits, logits.options(), at::MemoryFormat::Contiguous);
   const at::ScalarType type = compute_type(logits);
   for_pieces(shape, type, {logits}, {y}, [&](const Piece& piece) {
     std::vector<float> maxima(blocks(shape));
@@ -86,7 +88,7 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
 }
 
 Tensor one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset) {
-  const Tensor y = empty_result(logits).zero_();
+  const Tensor y = at::zeros(logits.sizes(), logits.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "one_hot",
                                   [&] { one_hot<scalar_t>(logits, shape, seed, row_offset, y); });
   return y;
@@ -115,7 +117,7 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
   const double t = checked_tau(tau);
   const uint64_t key = random_key(seed);
   const at::ScalarType type = compute_type(saved);
-  const Tensor d_logits = empty_result(saved);
+  const Tensor d_logits = at::empty_like(saved, saved.options(), at::MemoryFormat::Contiguous);
   std::vector<double> d_tau(need_tau ? shape.rows() : 0);
   for_pieces(shape, type, {grad, saved}, {d_logits}, [&](const Piece& piece) {
     const GumbelRows rows = rows_of(piece, shape, type, key, row_offset, t);

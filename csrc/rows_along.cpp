@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 
@@ -79,10 +78,6 @@ uint64_t random_key(const Tensor& seed) {
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong && seed.numel() == 1,
                    "seed: expected one int64 element, got ", seed.scalar_type(), " ", seed.sizes());
   return static_cast<uint64_t>(seed.item<int64_t>());
-}
-
-Tensor empty_result(const Tensor& x) {
-  return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
 void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<Tensor>& inputs,

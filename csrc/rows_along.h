@@ -27,9 +27,6 @@ inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// An uninitialised tensor like x, contiguous.
-at::Tensor empty_result(const at::Tensor& x);
-
 // A piece of consecutive rows: where the operands' are, each (count, cols), contiguous, of the type
 // that is computed in.
 struct Piece {
