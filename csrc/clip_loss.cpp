@@ -20,13 +20,6 @@ namespace {
 
 using at::Tensor;
 
-void merge(LogSum& a, const LogSum& b) {
-  const double largest = std::max(a.largest, b.largest);
-  if (a.sum != 0) a.sum *= std::exp(a.largest - largest);
-  a.sum += b.largest == largest ? b.sum : b.sum * std::exp(b.largest - largest);
-  a.largest = largest;
-}
-
 // The images among the texts, or the texts among the images.
 struct Direction {
   std::vector<LogSum> sums;

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace tilewise {
 namespace {
@@ -21,10 +22,6 @@ constexpr int64_t kTileCols = 1024;
 at::ScalarType product_type_of(at::ScalarType type) {
   if (type == at::kHalf || (type == at::kBFloat16 && !has_bfloat16_matmul())) return at::kFloat;
   return type;
-}
-
-Tensor slice(const Tensor& x, int64_t begin, int64_t size, at::ScalarType type) {
-  return x.narrow(0, begin, std::min(size, x.size(0) - begin)).to(type).contiguous();
 }
 
 }  // namespace
@@ -78,11 +75,11 @@ void for_tiles(const Features& features, const FeatureGradients* gradients,
                 features.image.options().dtype(type));
   Workspace workspace;
   for (int64_t r = 0; r < rows; r += kTileRows) {
-    const Tensor image = slice(features.image, r, kTileRows, type);  // (m, D)
+    const Tensor image = rows_of(features.image, r, kTileRows, type);  // (m, D)
     const Tensor image_t = d_text_t.defined() ? as_left_factor(image.t()) : Tensor();
     const int64_t m = image.size(0);
     for (int64_t c = 0; c < cols; c += kTileCols) {
-      const Tensor text = slice(features.text, c, kTileCols, type);  // (n, D)
+      const Tensor text = rows_of(features.text, c, kTileCols, type);  // (n, D)
       const int64_t n = text.size(0);
       const Tensor grads = store ? space.narrow(0, 0, m * n).view({m, n}) : Tensor();
       matmul_blocks(image, text.t(), workspace, [&](const Block& block, const Tensor& dots) {
@@ -120,6 +117,17 @@ Positives positives_of(const Features& features, std::optional<int64_t> offset,
                     "positives: an id for each row expected, got ", image_ids->sizes(), " and ",
                     text_ids->sizes());
   return Positives(*image_ids, *text_ids);
+}
+
+Tensor rows_of(const Tensor& x, int64_t begin, int64_t size, at::ScalarType type) {
+  return x.narrow(0, begin, std::min(size, x.size(0) - begin)).to(type).contiguous();
+}
+
+void merge(LogSum& a, const LogSum& b) {
+  const double largest = std::max(a.largest, b.largest);
+  if (a.sum != 0) a.sum *= std::exp(a.largest - largest);
+  a.sum += b.largest == largest ? b.sum : b.sum * std::exp(b.largest - largest);
+  a.largest = largest;
 }
 
 double one_element(const char* name, const Tensor& x) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 
+#include "cpu/log_sum.h"
 #include "matmul.h"
 #include "positives.h"
 
@@ -55,6 +56,12 @@ int64_t most_blocks(const Features& features);
 Positives positives_of(const Features& features, std::optional<int64_t> offset,
                        const std::optional<at::Tensor>& image_ids,
                        const std::optional<at::Tensor>& text_ids);
+
+// Rows begin..begin + size of x, as far as there are, contiguous.
+at::Tensor rows_of(const at::Tensor& x, int64_t begin, int64_t size, at::ScalarType type);
+
+// Adds the exponentials of b to those of a.
+void merge(LogSum& a, const LogSum& b);
 
 // A logit scale or bias.
 double one_element(const char* name, const at::Tensor& x);

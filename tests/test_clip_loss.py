@@ -16,6 +16,7 @@ ROOMS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 CLIP_CASES = [case for case in CASES if case.positives is not None] + [
     Case("clip-scale-100", related(60, 60, 32, noise=0.3), logit_scale=100.0),
+    Case("unmatched-scale-100", related(1, 1, 8, noise=0.1), logit_scale=100.0, positives=1),
 ]
 
 

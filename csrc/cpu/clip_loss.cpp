@@ -4,34 +4,17 @@
 #include <math.h>
 
 #include "lane_math.h"
+#include "line.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kMostCols = 512;  // of a block
-constexpr int64_t kLanes = 16;
-
-// A number for each column of a block, and for what fills up the last lanes.
-template <typename T>
-struct Line {
-  alignas(64) T at[kMostCols];
-};
-
-int64_t padded(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
-
-// Logits of a row; -inf in the last lanes, whose exponentials are 0.
+// Logits of a row; -inf in the last lanes.
 template <typename T>
 TILEWISE_INLINE void read_row(const ClipBlock& block, int64_t i, Line<T>& z) {
-  const T* dots = static_cast<const T*>(block.dots) + i * block.stride;
-  const T scale = static_cast<T>(block.scale);
-  for (int64_t j = 0; j < block.cols; ++j) z.at[j] = dots[j] * scale;
-  for (int64_t j = block.cols; j < padded(block.cols); ++j) z.at[j] = -INFINITY;
-}
-
-template <typename F>
-TILEWISE_INLINE void for_lanes(int64_t cols, const F& f) {
-  for (int64_t j = 0; j < cols; j += kLanes) f(j);
+  read_logits(static_cast<const T*>(block.dots) + i * block.stride, block.cols, padded(block.cols),
+              block.scale, z);
 }
 
 // The largest logit of a row; raises those of the columns to the row's.
@@ -153,9 +136,10 @@ double gradient(const ClipBlock& block, G* grads, int64_t stride) {
   Softmax<T> s;
   const int64_t n = padded(block.cols);
   for (int64_t j = 0; j < n; ++j) {
-    const bool real = j < block.cols && block.col.weight[j] != 0;
+    const bool real = j < block.cols;
     s.largest.at[j] = real ? block.col.sums[j].largest : 0;
-    s.factor.at[j] = real ? block.col.weight[j] / block.col.sums[j].sum : 0;
+    s.factor.at[j] =
+        real && block.col.weight[j] != 0 ? block.col.weight[j] / block.col.sums[j].sum : 0;
   }
   const bool smooth = block.row.smoothing != 0 || block.col.smoothing != 0;
   const T scale = static_cast<T>(block.scale);

@@ -4,13 +4,9 @@
 #include <cstdint>
 
 #include "capability.h"
+#include "log_sum.h"
 
 namespace tilewise {
-
-// The sum of exponentials of a row or column of logits: exp(largest) * sum.
-struct LogSum {
-  double largest = -__builtin_inf(), sum = 0;
-};
 
 // One direction of the loss, for the rows or the columns of a block.
 struct ClipDirection {
