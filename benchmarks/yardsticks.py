@@ -70,6 +70,58 @@ def eager_clip_loss(
     return (of_offset(forth, positives) + of_offset(back, -positives)) / 2
 
 
+def eager_itc_loss(
+    query: Tensor,
+    keys: Tensor,
+    logit_scale: Tensor | float,
+    queue: Tensor | None = None,
+    teacher_query: Tensor | None = None,
+    alpha: float = 0.4,
+    positives: int | tuple[Tensor, Tensor] = 0,
+) -> Tensor:
+    """One direction of BLIP's contrast in the inputs' own dtype, with its B x (K + Q) matrices."""
+    candidates = keys if queue is None else torch.cat([keys, queue])
+    logits = logit_scale * query @ candidates.T  # (B, K + Q)
+    with torch.no_grad():
+        targets = _matching(logits, positives).to(logits.dtype)
+        count = targets.sum(1, keepdim=True)
+        targets = targets / count.clamp(min=1)
+        if teacher_query is not None:
+            soft = F.softmax(logit_scale * teacher_query @ candidates.T, dim=1)
+            targets = alpha * soft + (1 - alpha) * targets
+    losses = -torch.sum(F.log_softmax(logits, dim=1) * targets, dim=1)
+    rows = count.squeeze(1) > 0
+    return torch.where(rows, losses, 0.0).sum() / rows.sum().clamp(min=1)
+
+
+def eager_hard_negatives(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
+) -> tuple[Tensor, Tensor]:
+    """ALBEF's hard negatives, all rows in one call; BLIP adds 1e-4 to each probability."""
+    logits = logit_scale * image_features @ text_features.T  # (B, N)
+    pairs = _matching(logits, positives)
+
+    def sample(logits: Tensor, pairs: Tensor) -> Tensor:
+        weights = F.softmax(logits, dim=1, dtype=torch.float32).masked_fill(pairs, 0)
+        return torch.multinomial(weights, 1).squeeze(1)
+
+    return sample(logits, pairs), sample(logits.T, pairs.T)
+
+
+def _matching(logits: Tensor, positives: int | tuple[Tensor, Tensor] | None) -> Tensor:
+    """Which rows and columns of the logits match: bool in their shape."""
+    if isinstance(positives, tuple):
+        return positives[0][:, None] == positives[1]
+    pairs = torch.zeros_like(logits, dtype=torch.bool)
+    rows, cols = logits.shape
+    if positives is not None and -rows < positives < cols:
+        pairs.diagonal(positives).fill_(True)
+    return pairs
+
+
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """`function` through torch.compile, compiled once for all sizes."""

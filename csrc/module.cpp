@@ -110,6 +110,8 @@ void register_cpu_ops() {
   library->impl("gumbel_argmax", &gumbel_argmax);
   library->impl("gumbel_softmax", &gumbel_softmax);
   library->impl("gumbel_softmax_backward", &gumbel_softmax_backward);
+  library->impl("hard_negatives", &hard_negatives);
+  library->impl("itc_loss", &itc_loss);
   library->impl("nearest_code", &nearest_code);
   library->impl("pack_codebook", &pack_codebook);
   library->impl("sigmoid_loss", &sigmoid_loss);

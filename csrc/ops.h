@@ -24,6 +24,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> clip_loss(
     const std::optional<at::Tensor>& image_ids, const std::optional<at::Tensor>& text_ids,
     double label_smoothing, bool need_image, bool need_text, bool need_scale);
 
+// See pyext/tilewise/ops/itc_loss.py. matched (B, D), count (B,): the mean of the candidates that
+// match each query, and how many do. Gradients that are not needed come back empty.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> itc_loss(
+    const at::Tensor& query, const at::Tensor& keys, const at::Tensor& logit_scale,
+    const std::optional<at::Tensor>& queue, const std::optional<at::Tensor>& teacher_query,
+    const at::Tensor& alpha, const at::Tensor& matched, const at::Tensor& count, bool need_query,
+    bool need_scale);
+
+// See pyext/tilewise/ops/hard_negatives.py.
+std::tuple<at::Tensor, at::Tensor> hard_negatives(const at::Tensor& image_features,
+                                                  const at::Tensor& text_features,
+                                                  const at::Tensor& logit_scale,
+                                                  std::optional<int64_t> positives,
+                                                  const std::optional<at::Tensor>& image_ids,
+                                                  const std::optional<at::Tensor>& text_ids,
+                                                  const at::Tensor& seed, int64_t row_offset);
+
 // See pyext/tilewise/ops/nearest_code.py. x (H, N, D), codebook (H, K, D), mask (H, N); results
 // (H, N, k). packed: from pack_codebook, of the same codebook and metric.
 std::tuple<at::Tensor, at::Tensor> nearest_code(const at::Tensor& x, const at::Tensor& codebook,

@@ -13,7 +13,7 @@
 namespace tilewise {
 
 // The last word of the counter: what the words are for.
-enum class Stream : uint32_t { Gumbel = 0, Gaussian = 1, HardNegatives = 2 };
+enum class Stream : uint32_t { Gumbel = 0, Gaussian = 1, NegativeTexts = 2, NegativeImages = 3 };
 
 // The product of the low 32 bits of `a` and of `m`.
 TILEWISE_HOST_DEVICE uint64_t low_product(uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }

@@ -8,10 +8,13 @@ That difference is exact where it is small, which `scale * x - largest z` in one
 import triton
 import triton.language as tl
 
-from tilewise.kernels._contrast import sum_per_thread, tile_corner, tile_of_dots
-
-# x of what is outside, and where maxima begin. Not -inf, because -inf - -inf is NaN.
-LOWEST = tl.constexpr(-1e35)
+from tilewise.kernels._contrast import (
+    LOWEST,
+    add_exponentials,
+    sum_per_thread,
+    tile_corner,
+    tile_of_dots,
+)
 
 # Columns of a side, a (rows or columns of logits, 4) float32 tensor of what is known of each.
 LARGEST = tl.constexpr(0)  # x
@@ -84,14 +87,12 @@ def add_logits(
         largest, total, targets = state
         THREADS: tl.constexpr = targets.shape[0]
         targets += sum_per_thread(target * x, THREADS)
-        higher = tl.maximum(largest, tl.max(x, 1))
-        total *= tl.exp2((largest - higher) * rate)
-        total += tl.sum(tl.exp2((x - higher[:, None]) * rate), 1)
+        largest, total = add_exponentials(x, largest, total, rate)
         most = tl.max(x, 0)
         most_ptr = cols_ptr + tl.arange(0, WIDTH)
         tl.store(most_ptr, most)
         tl.store(most_ptr + cols_stride, tl.sum(tl.exp2((x - most[None, :]) * rate), 0))
-        state = (higher, total, targets)
+        state = (largest, total, targets)
     return state
 
 

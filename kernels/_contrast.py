@@ -1,5 +1,6 @@
-"""What the losses over all image-text pairs share: tiles of dot products, chunks of tiles, ids."""
+"""What the losses over all image-text pairs share: tiles of dots, sums of exponentials, chunks."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -34,6 +35,10 @@ DEFAULT_TILES = {
     "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
     "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
 }
+
+# x of what is outside, and where maxima begin. Not -inf, because -inf - -inf is NaN.
+LOWEST = tl.constexpr(-1e35)
+SMALLEST_RATE = 1e-30  # (LOWEST - x) * rate must be far below 0 for a logit_scale of 0 too
 
 
 @triton.jit
@@ -87,6 +92,34 @@ def tile_of_dots(
             image_ptr += TILE_K
             text_ptr += TILE_K
     return dots
+
+
+@triton.jit
+def add_exponentials(x, largest, total, rate):
+    """Adds the columns of x (rows, cols) to the largest x and the sum of exponentials (rows,)."""
+    higher = tl.maximum(largest, tl.max(x, 1))
+    total *= tl.exp2((largest - higher) * rate)
+    total += tl.sum(tl.exp2((x - higher[:, None]) * rate), 1)
+    return higher, total
+
+
+def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x = sign * dot, for which exp(scale * dot) is exp2(rate * x)."""
+    rate = (scale.abs() * math.log2(math.e)).clamp(min=SMALLEST_RATE)
+    return torch.ones_like(scale).copysign(scale), rate
+
+
+def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor) -> None:
+    """Merges (2, n, size) largest x and sums of exponentials of n parts into those of (2, size)."""
+    largest = torch.maximum(state[0], parts[0].amax(0))
+    state[1] *= torch.exp2((state[0] - largest) * rate)
+    state[1] += (parts[1] * torch.exp2((parts[0] - largest) * rate)).sum(0)
+    state[0] = largest
+
+
+def register_limit(arch: str, tile: Tile) -> dict[str, int]:
+    """A launch's option for two programs on one SM: left alone, ptxas takes more than it needs."""
+    return {"maxnreg": 128} if arch.startswith("sm_") and tile.warps == 8 else {}
 
 
 def number(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import triton.language as tl
 
 GUMBEL = tl.constexpr(0)  # the last word of the counter
 GAUSSIAN = tl.constexpr(1)
+NEGATIVE_TEXTS = tl.constexpr(2)
+NEGATIVE_IMAGES = tl.constexpr(3)
 
 
 @triton.jit
@@ -73,10 +75,10 @@ def gumbel(word):
 
 
 @triton.jit
-def gumbel_tile(seed, row, first, COLS: tl.constexpr):
+def gumbel_tile(seed, row, first, COLS: tl.constexpr, OP: tl.constexpr = GUMBEL):
     """Variates of columns first to first + COLS - 1, `first` a multiple of 4: (ROWS, COLS)."""
     call = first // 4 + tl.arange(0, COLS // 4)
-    a, b, c, d = words(seed, row, call, GUMBEL)
+    a, b, c, d = words(seed, row, call, OP)
     return gumbel(in_columns(a, b, c, d))
 
 

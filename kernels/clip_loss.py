@@ -1,7 +1,6 @@
 """CLIP's loss in Triton: a pass over the logits for sums of exponentials, another for gradients."""
 
 import contextlib
-import math
 
 import torch
 import triton
@@ -11,7 +10,6 @@ from tilewise.kernels import _common, _contrast
 from tilewise.kernels._clip_loss_tiles import (
     FACTOR,
     LARGEST,
-    LOWEST,
     SMOOTH,
     TARGET,
     clip_gradient_tile,
@@ -24,7 +22,6 @@ CHUNK_COLS = 8192
 # Kernels compute dz * 2 * min(images with a match, texts with one), which is at most 2, so that
 # float16 does not lose the 1/B of a mean; times this it ends at 2^-38.
 FLOAT16_SCALE = 2.0**14
-SMALLEST_RATE = 1e-30  # (LOWEST - x) * rate must be far below 0 for a logit_scale of 0 too
 
 # Smaller, or in more pieces, where the sums need more registers than sigmoid_loss.
 TILES = _contrast.TILES | {
@@ -55,17 +52,13 @@ class Side:
         self.weight = torch.where(self.matched, weight, 0.0)
         share, smooth = self.shares
         self.state = self.weight.new_zeros(len(self.weight), 4, dtype=torch.float32)
-        self.state[:, LARGEST.value] = LOWEST.value
+        self.state[:, LARGEST.value] = _contrast.LOWEST.value
         self.state[:, TARGET.value] = self.weight * share
         self.state[:, SMOOTH.value] = self.weight * smooth
 
     def add(self, at: slice, parts: Tensor, rate: Tensor) -> None:
         """Merges (2, n, at) largest x and sums of exponentials of n parts."""
-        state = self.state.T[:2, at]
-        largest = torch.maximum(state[0], parts[0].amax(0))
-        state[1] *= torch.exp2((state[0] - largest) * rate)
-        state[1] += (parts[1] * torch.exp2((parts[0] - largest) * rate)).sum(0)
-        state[0] = largest
+        _contrast.merge_exponentials(self.state.T[:2, at], parts, rate)
 
     def log_sums(self, scale: Tensor) -> Tensor:
         """The weighted sum of log(sum of exp(z)), float64."""
@@ -102,9 +95,7 @@ class ClipLoss:
         self.image = _common.operand(image_features, self.tile.depth)
         self.text = _common.operand(text_features, self.tile.depth)
         self.smoothed = smoothing > 0
-        scale = scale.reshape(())
-        self.rate = (scale.abs() * math.log2(math.e)).clamp(min=SMALLEST_RATE)
-        self.sign = torch.ones_like(scale).copysign(scale)
+        self.sign, self.rate = _contrast.sign_and_rate(scale.reshape(()))
         self.scalars = torch.stack([self.sign, self.rate])
 
         if ids is None:
@@ -130,8 +121,6 @@ class ClipLoss:
         programs = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
         sums = images.new_empty(programs)
         threads = tile.warps * _common.warp_size(self.arch)
-        # Two programs fit on one SM: left alone, ptxas takes more than it needs.
-        options = {"maxnreg": 128} if self.arch.startswith("sm_") and tile.warps == 8 else {}
         kernel[(programs,)](
             _common.source(chunk.image, tile.rows, tile, kind),
             _common.source(chunk.text, tile.cols, tile, kind),
@@ -144,7 +133,8 @@ class ClipLoss:
             PRECISION="ieee" if kind == "half" else kind,
             EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma,
             IDS=chunk.ids is not None, SMOOTHED=self.smoothed,
-            num_warps=tile.warps, num_stages=tile.stages, **options,
+            num_warps=tile.warps, num_stages=tile.stages,
+            **_contrast.register_limit(self.arch, tile),
         )
         return sums.sum(dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from benchmarks.registry import EAGER, OURS, PRODUCTS
 from benchmarks.yardsticks import SOFTMAX
 
 MIB = 2**20
-RANDOM = {"gaussian_sample", "gumbel_argmax", "gumbel_softmax"}  # no two calls agree
+# No two calls agree.
+RANDOM = {"gaussian_sample", "gumbel_argmax", "gumbel_softmax", "hard_negatives"}
 
 
 def prepare_allocation(mib: int, spared: int = 32):
@@ -90,17 +92,25 @@ def test_random_candidates_have_one_law(op):
     torch.manual_seed(0)
     benchmark = registry.load(op)
     inputs = benchmark.inputs(benchmark.small, "cpu")
-    weight = next(iter(inputs.values())).detach()
+    weights = weights_of(inputs)
     for kind in benchmark.small.kinds:
         with tw.backend("reference"):
             expected = benchmark.candidates("cpu")[OURS].build(inputs, kind)()
         for name, candidate in benchmark.candidates("cpu").items():
-            if name != SOFTMAX:  # it draws nothing
+            if name not in (SOFTMAX, PRODUCTS):  # they draw nothing
                 result = candidate.build(inputs, kind)()
                 assert len(result) == len(expected)
-                for mine, theirs in zip(result, expected, strict=True):
+                for mine, theirs, weight in zip(result, expected, weights, strict=False):
                     assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
                     assert_same_means(mine, theirs, weight, f"{name}, {kind}")
+
+
+def weights_of(inputs):
+    """For each result the logits that it was drawn by, or something else of its shape."""
+    if "text" in inputs:
+        logits = inputs["image"] @ inputs["text"].T
+        return logits, logits.T
+    return itertools.repeat(next(iter(inputs.values())).detach())
 
 
 def assert_same_means(mine, theirs, weight, message):
@@ -120,7 +130,7 @@ def assert_same_means(mine, theirs, weight, message):
 
 def test_flops_are_those_of_the_bare_products(op):
     benchmark = registry.load(op)
-    if op in RANDOM:  # these multiply nothing
+    if PRODUCTS not in benchmark.candidates("cpu"):
         assert benchmark.flops(benchmark.small, benchmark.small.kinds[0]) == 0
         return
     inputs = benchmark.inputs(benchmark.small, "cpu")

@@ -87,9 +87,9 @@ def test_counter_and_key(seed):
 
 
 def test_op_ids():
-    assert (_philox.GUMBEL, _philox.GAUSSIAN, _philox.HARD_NEGATIVES) == (0, 1, 2)
-    streams = {tuple(reference_words(3, 4, 8, op)) for op in range(3)}
-    assert len(streams) == 3
+    ops = _philox.GUMBEL, _philox.GAUSSIAN, _philox.NEGATIVE_TEXTS, _philox.NEGATIVE_IMAGES
+    assert ops == (0, 1, 2, 3)
+    assert len({tuple(reference_words(3, 4, 8, op)) for op in ops}) == 4
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 3, -3, 2**63 - 3])
@@ -122,7 +122,7 @@ def test_no_word_makes_nan_or_infinity(monkeypatch, word):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_words_of_the_extension(seed):
     for row in ROWS:
-        for op in range(3):
+        for op in range(4):
             got = _extension.module.random_words(seed, row, 70, op)
             assert got == expected_words(seed, row, 70, op)
     for cols in (0, 1, 3, 5, 15, 16, 17, 31, 64, 65, 1025):

@@ -9,22 +9,6 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-TILEWISE_INLINE uint32_t above(const Floats (&z)[2], float threshold) {
-  const Floats t = Floats::all(threshold);
-  return less(t, z[0]) | less(t, z[1]) << 16;
-}
-
-// Which of 32 columns exceed the threshold, a bit for each; z: their values, unless there is none.
-TILEWISE_INLINE uint32_t candidates(NoiseRow noise, const Floats (&logits)[2], int64_t col,
-                                    float threshold, Floats (&z)[2]) {
-  Floats u[2];
-  uniform_columns(noise, col, u);
-  for (int i = 0; i < 2; ++i) z[i] = logits[i] + gumbel_bound(u[i]);
-  if (!above(z, threshold)) return 0;
-  for (int i = 0; i < 2; ++i) z[i] = logits[i] + gumbel(u[i]);
-  return above(z, threshold);
-}
-
 TILEWISE_INLINE void load_step(const float* x, int64_t left, Floats (&logits)[2]) {
   float copy[kStep];
   const float* in = step_at(x, left, -INFINITY, copy);
@@ -35,18 +19,15 @@ TILEWISE_INLINE void load_step(const float* x, int64_t left, Floats (&logits)[2]
 TILEWISE_INLINE int64_t largest(NoiseRow noise, const float* x, int64_t cols, bool mark_invalid) {
   float best = -INFINITY;
   int64_t index = 0;
-  const Floats least = Floats::all(-INFINITY), most = Floats::all(INFINITY);
+  const Floats most = Floats::all(INFINITY);
   Floats invalid = Floats::all(0.0f);  // takes up NaN and +inf
   for (int64_t col = 0; col < cols; col += kStep) {
     Floats logits[2], z[2];
     load_step(x + col, cols - col, logits);
     for (int i = 0; i < 2; ++i) invalid = if_less(logits[i], most, invalid, logits[i]);
-    const uint32_t bits = candidates(noise, logits, col, best, z);
-    if (!bits) continue;
-    // A NaN is no candidate.
-    best = fold(higher(higher(z[0], least), higher(z[1], least)), Largest());
-    const Floats b = Floats::all(best);
-    index = col + __builtin_ctz(bits & ~(less(z[0], b) | less(z[1], b) << 16));
+    const Floats threshold[2] = {Floats::all(best), Floats::all(best)};
+    const uint32_t bits = candidates(noise, Stream::Gumbel, logits, col, threshold, z);
+    if (bits) index = col + place_of_largest(z, bits, best);
   }
   if (!mark_invalid) return index;
   const bool finite = less(invalid, Floats::all(1.0f)) == 0xFFFF && best > -INFINITY;
@@ -73,7 +54,8 @@ void keep_largest(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap,
   for (int64_t col = 0; col < cols; col += kStep) {
     Floats logits[2], z[2];
     load_step(x + col, cols - col, logits);
-    uint32_t bits = candidates(noise, logits, col, static_cast<float>(heap[0].value), z);
+    const Floats least = Floats::all(static_cast<float>(heap[0].value));
+    uint32_t bits = candidates(noise, Stream::Gumbel, logits, col, {least, least}, z);
     if (!bits) continue;
     float values[kStep];
     for (int i = 0; i < 2; ++i) z[i].store(values + 16 * i);
@@ -88,7 +70,7 @@ void keep_largest(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap,
 void keep_largest(NoiseRow noise, const double* x, int64_t cols, Perturbed* heap, int64_t k) {
   for (int64_t col = 0; col < cols; col += kStep) {
     float g[kStep];
-    gumbel_step(noise, col, g);
+    gumbel_step(noise, Stream::Gumbel, col, g);
     for (int64_t i = col; i < cols && i < col + kStep; ++i) {
       const double value = x[i] + g[i - col];
       if (value > heap[0].value) sink(heap, k, {value, i});

@@ -31,7 +31,7 @@ TILEWISE_INLINE float perturb(NoiseRow noise, const float* x, float* y, int64_t 
                               int64_t cols) {
   for_steps(x, y, cols, 0.0f, [&](int64_t col, const float*, const float*, float* out) {
     Floats u[2];
-    uniform_columns(noise, first + col, u);
+    uniform_columns(noise, Stream::Gumbel, first + col, u);
     for (int i = 0; i < 2; ++i) u[i].store(out + 16 * i);
   });
   Floats most[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
@@ -135,7 +135,7 @@ void softmax_rows(const GumbelRows& rows, const double* x, double* y, float*) {
     double most = -INFINITY, sum = 0;
     for (int64_t col = 0; col < cols; col += kStep) {
       float g[kStep];
-      gumbel_step({rows.seed, rows.first_row + r}, col, g);
+      gumbel_step({rows.seed, rows.first_row + r}, Stream::Gumbel, col, g);
       for (int64_t i = col; i < cols && i < col + kStep; ++i) {
         y[i] = x[i] + g[i - col];
         if (y[i] > most) most = y[i];

@@ -112,12 +112,37 @@ TILEWISE_INLINE Floats gumbel_bound(const Floats& u) {
 }
 
 // Uniform variates of 32 columns from `col`, a multiple of 32.
-TILEWISE_INLINE void uniform_columns(NoiseRow noise, int64_t col, Floats (&u)[2]) {
+TILEWISE_INLINE void uniform_columns(NoiseRow noise, Stream stream, int64_t col, Floats (&u)[2]) {
   Words c[4];
-  random_words(noise, col, Stream::Gumbel, c);
+  random_words(noise, col, stream, c);
   const Words a = beside(c[0], c[1]), b = beside(c[2], c[3]);
   u[0] = uniform(columns<false>(a, b));
   u[1] = uniform(columns<true>(a, b));
+}
+
+TILEWISE_INLINE uint32_t above(const Floats (&z)[2], const Floats (&threshold)[2]) {
+  return less(threshold[0], z[0]) | less(threshold[1], z[1]) << 16;
+}
+
+// Which of 32 perturbed logits exceed their thresholds, a bit for each; z: their values, unless
+// there is none. Takes logarithms only where the random word leaves a chance.
+TILEWISE_INLINE uint32_t candidates(NoiseRow noise, Stream stream, const Floats (&logits)[2],
+                                    int64_t col, const Floats (&threshold)[2], Floats (&z)[2]) {
+  Floats u[2];
+  uniform_columns(noise, stream, col, u);
+  for (int i = 0; i < 2; ++i) z[i] = logits[i] + gumbel_bound(u[i]);
+  if (!above(z, threshold)) return 0;
+  for (int i = 0; i < 2; ++i) z[i] = logits[i] + gumbel(u[i]);
+  return above(z, threshold);
+}
+
+// The first place of the largest of 32 numbers, which becomes `best`; one of those with a bit. A
+// NaN is no candidate.
+TILEWISE_INLINE int64_t place_of_largest(const Floats (&z)[2], uint32_t bits, float& best) {
+  const Floats least = Floats::all(-__builtin_inff());
+  best = fold(higher(higher(z[0], least), higher(z[1], least)), Largest());
+  const Floats b = Floats::all(best);
+  return __builtin_ctz(bits & ~(less(z[0], b) | less(z[1], b) << 16));
 }
 
 // Lanes of a and b in turn: of each four neighbours of both, the first two or the last two.
@@ -155,9 +180,9 @@ TILEWISE_INLINE void normal_columns(NoiseRow noise, int64_t col, Floats (&n)[2])
 }
 
 // The same in memory, for code that computes in float64.
-TILEWISE_INLINE void gumbel_step(NoiseRow noise, int64_t col, float (&g)[kStep]) {
+TILEWISE_INLINE void gumbel_step(NoiseRow noise, Stream stream, int64_t col, float (&g)[kStep]) {
   Floats u[2];
-  uniform_columns(noise, col, u);
+  uniform_columns(noise, stream, col, u);
   for (int i = 0; i < 2; ++i) gumbel(u[i]).store(g + 16 * i);
 }
 

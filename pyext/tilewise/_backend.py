@@ -15,8 +15,8 @@ from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPS = (
-    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
-    "sigmoid_loss",
+    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
+    "hard_negatives", "itc_loss", "nearest_code", "sigmoid_loss",
 )
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")

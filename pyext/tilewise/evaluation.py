@@ -46,7 +46,7 @@ def retrieval_recall(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
-    _arguments.check_features(image_features, text_features)
+    _arguments.check_features(image_features=image_features, text_features=text_features)
     if (image_ids is None) != (text_ids is None):
         raise ValueError("image_ids, text_ids: expected both or neither")
     if image_ids is None or text_ids is None:
@@ -56,8 +56,8 @@ def retrieval_recall(
                 f"got {len(text_features)}"
             )
         image_ids = text_ids = torch.arange(len(image_features), device=image_features.device)
-    _arguments.check_ids("image_ids", image_ids, image_features)
-    _arguments.check_ids("text_ids", text_ids, text_features)
+    _arguments.check_ids("image_ids", image_ids, len(image_features), image_features.device)
+    _arguments.check_ids("text_ids", text_ids, len(text_features), text_features.device)
     return RetrievalRecall(
         _recall(image_features, text_features, k, image_ids, text_ids),
         _recall(text_features, image_features, k, text_ids, image_ids),
@@ -102,8 +102,8 @@ def zero_shot_accuracy(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
-    _arguments.check_features(image_features, classifier)
-    _arguments.check_ids("labels", labels, image_features)
+    _arguments.check_features(image_features=image_features, classifier=classifier)
+    _arguments.check_ids("labels", labels, len(image_features), image_features.device)
     classes = torch.arange(len(classifier), device=labels.device)
     hits = _hits(image_features, classifier, k, labels, classes)
     return {n: _mean(hits[:, :n].any(1)) for n in k}

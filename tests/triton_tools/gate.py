@@ -27,6 +27,8 @@ from tilewise.kernels import (
     gaussian_sample,
     gumbel_argmax,
     gumbel_softmax,
+    hard_negatives,
+    itc_loss,
     nearest_code,
     sigmoid_loss,
 )
@@ -52,7 +54,10 @@ QUICK = (
     "masked gradients", "masked smoothed", "masked cosine top-16", "float32 masked",
     "float32 16384 soft", "float32 8192 top-4", "float32 1000",
 )
-WITH_PRODUCTS = ("sigmoid_tile", "clip_sums_tile", "clip_gradient_tile", "filter_tile")
+WITH_PRODUCTS = (
+    "sigmoid_tile", "clip_sums_tile", "clip_gradient_tile", "filter_tile", "itc_sums_tile",
+    "itc_weights_tile", "negatives_tile",
+)
 MATRIX = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
 
@@ -102,6 +107,47 @@ def clip_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], objec
                 arguments = dtype, precision, result == "smoothed"
                 yield f"{name} {shapes} {result}", [
                     functools.partial(call, *size, *arguments) for size in sizes
+                ]
+
+
+def hard_negatives_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Every kind of product but float16, which is bfloat16's: matches by offset, and by ids."""
+    scale, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
+
+    def call(rows, cols, dtype, precision, by_ids):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        matches = (None, torch.arange(rows), torch.arange(cols)) if by_ids else (0, None, None)
+        hard_negatives.hard_negatives(image, text, scale, *matches, seed, rows**5)
+
+    for name, dtype, precision in products(arch):
+        for shapes, matches in (("aligned", "offset"), ("masked", "ids")):
+            if dtype != torch.float16:
+                yield f"{name} {shapes} {matches}", [
+                    functools.partial(call, *size, dtype, precision, matches == "ids")
+                    for size in SIZES[shapes]
+                ]
+
+
+def itc_loss_launches(arch: str) -> Iterator[tuple[str, list[Callable[[], object]]]]:
+    """Both passes with every kind of product; where weights are split, that pass alone as well."""
+    scale = torch.ones(())
+
+    def call(rows, cols, dtype, precision, split):
+        torch.set_float32_matmul_precision(precision)
+        query, keys = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        if split:
+            itc = itc_loss.ItcLoss(query, keys, scale, None, query)
+            itc.means(itc.teacher, torch.zeros(2, rows), itc.splits)
+        else:
+            matched, count = torch.zeros(rows, 64), torch.ones(rows, dtype=torch.int64)
+            itc_loss.itc_loss(query, keys, scale, None, None, scale, matched, count, True, True)
+
+    for name, dtype, precision in products(arch):
+        for shapes, sizes in SIZES.items():
+            for split in [False] if dtype == torch.float32 else [False, True]:
+                yield f"{name} {'split ' if split else ''}{shapes} gradients", [
+                    functools.partial(call, *size, dtype, precision, split) for size in sizes
                 ]
 
 
@@ -191,8 +237,9 @@ def gaussian_sample_launches(arch: str) -> Iterator[tuple[str, list[Callable[[],
 
 
 OPS = (
-    sigmoid_loss_launches, clip_loss_launches, nearest_code_launches, code_sums_launches,
-    gumbel_softmax_launches, gumbel_argmax_launches, gaussian_sample_launches,
+    sigmoid_loss_launches, clip_loss_launches, hard_negatives_launches, itc_loss_launches,
+    nearest_code_launches, code_sums_launches, gumbel_softmax_launches, gumbel_argmax_launches,
+    gaussian_sample_launches,
 )
 
 

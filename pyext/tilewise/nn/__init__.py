@@ -17,6 +17,8 @@ from tilewise.nn.gumbel_softmax import (
     GumbelSoftmax,
     LinearSchedule,
 )
+from tilewise.nn.itc_loss import ItcLoss, from_blip
+from tilewise.nn.momentum import momentum_update
 from tilewise.nn.residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
     ResidualVectorQuantizer,
@@ -33,13 +35,16 @@ __all__ = [
     "GroupedResidualVectorQuantizer",
     "GumbelQuantizer",
     "GumbelSoftmax",
+    "ItcLoss",
     "LinearSchedule",
     "ResidualVectorQuantizer",
     "SigLipLoss",
     "VectorQuantizer",
+    "from_blip",
     "from_diffusers",
     "from_lucidrains",
     "from_taming",
+    "momentum_update",
     "to_diffusers",
     "to_lucidrains",
     "to_taming",

@@ -18,6 +18,16 @@ def all_reduce(x: Tensor, sync: bool) -> None:
         dist.all_reduce(x)
 
 
+def all_gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in their order; each must have the same number of rows."""
+    world = world_size(sync=True)
+    if world == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
 def positions(total: Tensor, draws: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers the rows of all processes, and makes them agree on random numbers.
 

@@ -14,36 +14,39 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def check_features(image_features: Tensor, text_features: Tensor) -> None:
-    """Both must be floating (rows, D) tensors of one dtype, D and device."""
-    for name, x in (("image_features", image_features), ("text_features", text_features)):
+def check_features(**features: Tensor | None) -> None:
+    """All must be floating (rows, D) tensors of the first one's dtype, D and device, or None."""
+    given = {name: x for name, x in features.items() if x is not None}
+    for name, x in given.items():
         check_floating(name, x)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
-    if image_features.shape[1] != text_features.shape[1]:
-        raise ValueError(
-            "text_features: expected as many columns as image_features, "
-            f"{image_features.shape[1]}, got {text_features.shape[1]}"
-        )
-    if image_features.dtype != text_features.dtype:
-        raise TypeError(
-            f"text_features: expected {image_features.dtype} like image_features, "
-            f"got {text_features.dtype}"
-        )
-    if image_features.device != text_features.device:
-        raise ValueError(
-            f"text_features: expected on {image_features.device} like image_features, "
-            f"got {text_features.device}"
-        )
+    first, *others = given
+    for name in others:
+        check_like(name, given[name], first, given[first])
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Casts as autocast casts the operands of a matrix product; float64 stays."""
+def check_like(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """As many columns as another tensor, its dtype and its device."""
+    if x.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name}: expected as many columns as {like_name}, {like.shape[1]}, got {x.shape[1]}"
+        )
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype} like {like_name}, got {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{name}: expected on {like.device} like {like_name}, got {x.device}")
+
+
+def autocast(*tensors):
+    """Casts as autocast casts the operands of a matrix product; float64 and None stay."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(
+        x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors
+    )
 
 
 def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
@@ -61,13 +64,18 @@ def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
 
 
 def matches(
-    name: str, value: int | tuple[Tensor, Tensor] | None, image: Tensor, text: Tensor
+    name: str,
+    value: int | tuple[Tensor, Tensor] | None,
+    rows: int,
+    cols: int,
+    device: torch.device,
 ) -> tuple[int | None, Tensor | None, Tensor | None]:
-    """`positives` as an offset, or as ids of images and texts."""
+    """`positives` as an offset, or as ids of the rows and columns of the logits."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name}: expected (image ids, text ids), got {len(value)} elements")
-        return None, check_ids(name, value[0], image), check_ids(name, value[1], text)
+            raise ValueError(f"{name}: expected a pair of id vectors, got {len(value)} elements")
+        ids = [check_ids(name, *x, device) for x in zip(value, (rows, cols), strict=True)]
+        return None, ids[0], ids[1]
     try:
         return None if value is None else operator.index(value), None, None
     except TypeError:
@@ -76,17 +84,15 @@ def matches(
         ) from None
 
 
-def check_ids(name: str, ids: Tensor | None, features: Tensor) -> Tensor:
-    """An int64 id for each row of the features."""
+def check_ids(name: str, ids: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """`count` int64 ids."""
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"{name}: expected an int64 tensor of ids, got {got}")
-    if ids.shape != features.shape[:1]:
-        raise ValueError(
-            f"{name}: expected {len(features)} ids, one for each row, got {tuple(ids.shape)}"
-        )
-    if ids.device != features.device:
-        raise ValueError(f"{name}: expected ids on {features.device}, got {ids.device}")
+    if ids.shape != (count,):
+        raise ValueError(f"{name}: expected {count} ids, one for each row, got {tuple(ids.shape)}")
+    if ids.device != device:
+        raise ValueError(f"{name}: expected ids on {device}, got {ids.device}")
     return ids
 
 

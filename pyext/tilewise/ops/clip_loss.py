@@ -51,12 +51,14 @@ def clip_loss(
     Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
     ICML 2021.
     """
-    _arguments.check_features(image_features, text_features)
+    _arguments.check_features(image_features=image_features, text_features=text_features)
     image, text = _arguments.autocast(image_features, text_features)
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     if positives is None:
         raise TypeError("positives: expected an int or a pair of id vectors, got None")
-    offset, image_ids, text_ids = _arguments.matches("positives", positives, image, text)
+    offset, image_ids, text_ids = _arguments.matches(
+        "positives", positives, len(image), len(text), image.device
+    )
     if not isinstance(label_smoothing, (int, float)):
         raise TypeError(f"label_smoothing: expected a float, got {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing <= 1:

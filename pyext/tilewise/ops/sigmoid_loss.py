@@ -49,11 +49,13 @@ def sigmoid_loss(
 
     Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023.
     """
-    _arguments.check_features(image_features, text_features)
+    _arguments.check_features(image_features=image_features, text_features=text_features)
     image, text = _arguments.autocast(image_features, text_features)
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
-    offset, image_ids, text_ids = _arguments.matches("positives", positives, image, text)
+    offset, image_ids, text_ids = _arguments.matches(
+        "positives", positives, len(image), len(text), image.device
+    )
 
     room = _backend.choose(image.device, image.dtype)
     if room == "reference":

@@ -8,10 +8,12 @@ from tilewise.reference.code_sums import code_sums
 from tilewise.reference.gaussian_sample import gaussian_sample
 from tilewise.reference.gumbel_argmax import gumbel_argmax
 from tilewise.reference.gumbel_softmax import gumbel_softmax
+from tilewise.reference.hard_negatives import hard_negatives
+from tilewise.reference.itc_loss import itc_loss
 from tilewise.reference.nearest_code import nearest_code
 from tilewise.reference.sigmoid_loss import sigmoid_loss
 
 __all__ = [
-    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax", "nearest_code",
-    "sigmoid_loss",
+    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
+    "hard_negatives", "itc_loss", "nearest_code", "sigmoid_loss",
 ]

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-GUMBEL, GAUSSIAN, HARD_NEGATIVES = 0, 1, 2  # the last word of the counter
+GUMBEL, GAUSSIAN, NEGATIVE_TEXTS, NEGATIVE_IMAGES = 0, 1, 2, 3  # last word of the counter
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
@@ -59,9 +59,9 @@ def uniform(words: Tensor) -> Tensor:
     return (words.float() * 2.0**-32 + 2.0**-33).clamp(max=1 - 2.0**-24)
 
 
-def gumbel(seed: Tensor, rows: int, cols: int, row_offset: int) -> Tensor:
+def gumbel(seed: Tensor, rows: int, cols: int, row_offset: int, op: int = GUMBEL) -> Tensor:
     """Standard Gumbel variates, float32 rounded from float64: (rows, cols)."""
-    u = uniform(words(seed, rows, cols, row_offset, GUMBEL)).double()
+    u = uniform(words(seed, rows, cols, row_offset, op)).double()
     # An exponential variate that is dense near 0, so that its -log is dense where it is large.
     return -torch.log(-torch.log1p(-u)).float()
 

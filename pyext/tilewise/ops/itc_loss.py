@@ -1,0 +1,134 @@
+"""BLIP's and ALBEF's contrast of one modality with the other: soft targets, momentum features."""
+
+import torch
+from torch import Tensor
+
+from tilewise import _backend, reference
+from tilewise.ops import _arguments
+from tilewise.ops._register import register_loss
+from tilewise.ops.code_sums import code_sums
+
+
+def itc_loss(
+    query: Tensor,
+    keys: Tensor,
+    logit_scale: Tensor | float,
+    queue: Tensor | None = None,
+    teacher_query: Tensor | None = None,
+    alpha: Tensor | float = 0.4,
+    positives: int | tuple[Tensor, Tensor] = 0,
+) -> Tensor:
+    r"""Image-text contrast with a momentum teacher and a queue, without the B x (K + Q) matrices.
+
+    With candidates c = keys followed by the queue, logits z_ij = logit_scale * <query_i, c_j>, the
+    teacher's z'_ij = logit_scale * <teacher_query_i, c_j>, and t that shares 1 among the candidates
+    that match a query:
+
+        loss = -mean_i sum_j (alpha * softmax_j(z'_ij) + (1 - alpha) * t_ij) log softmax_j(z_ij)
+
+    where the mean runs over the queries that have a match. BLIP's loss is the mean of two of these:
+    images with the texts of the teacher, and texts with its images (`tilewise.nn.ItcLoss`).
+
+    Args:
+        query: (B, D), float16, bfloat16, float32 or float64: the student's features of one
+            modality, usually L2-normalised.
+        keys: (K, D), same dtype and device: the teacher's features of the other modality.
+        logit_scale: one element or a float; 1 / temperature.
+        queue: (Q, D), the same: the teacher's features of earlier batches. None: no queue.
+        teacher_query: (B, D), the teacher's features of what the query shows. None: the targets are
+            the matches alone, as in MoCo, and `alpha` is of no account.
+        alpha: from 0 to 1, the teacher's part of the targets; a tensor of one element or a float.
+        positives: query i matches candidate i + positives, if there is one. Or a pair of int64
+            vectors, ids of the queries (B,) and of the candidates (K + Q,): they match where these
+            are equal.
+
+    Returns:
+        0-d float32 (float64 for float64 features). A batch without a match gives 0.
+
+    Differentiable once in `query` and `logit_scale` (through the student's logits; targets are
+    constants, as published); a second time only under `tw.backend("reference")`. Under autocast the
+    features are cast as for a matrix product, the rest stays float32.
+
+    Cost: on CPU 4 matrix products of B * (K + Q) * D (3 when no gradient is needed; without a
+    teacher 2 and 1), on a GPU 6 (4; 3 and 1). Memory O(B * D) and a workspace that K and Q
+    don't change: 32 KiB * D (64 in float64), on a GPU 128 MiB.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
+            keys, a queue or a teacher's query that ask for a gradient.
+        RuntimeError: inside a torch.func transform.
+
+    Paper: Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum
+    Distillation, NeurIPS 2021; Li et al., BLIP: Bootstrapping Language-Image Pre-training for
+    Unified Vision-Language Understanding and Generation, ICML 2022.
+    """
+    _arguments.check_features(query=query, keys=keys, queue=queue, teacher_query=teacher_query)
+    for name, x in (("keys", keys), ("queue", queue), ("teacher_query", teacher_query)):
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: targets have no gradient, expected it detached")
+    if teacher_query is not None and len(teacher_query) != len(query):
+        raise ValueError(
+            f"teacher_query: expected {len(query)} rows like query, got {len(teacher_query)}"
+        )
+    part = _arguments.scalar("alpha", alpha, query).detach()
+    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected from 0 to 1, got {alpha}")
+    scale = _arguments.scalar("logit_scale", logit_scale, query)
+    if positives is None:
+        raise TypeError("positives: expected an int or a pair of id vectors, got None")
+    columns = len(keys) + (0 if queue is None else len(queue))
+    matches = _arguments.matches("positives", positives, len(query), columns, query.device)
+    query, keys, queue, teacher_query = _arguments.autocast(query, keys, queue, teacher_query)
+
+    room = _backend.choose(query.device, query.dtype)
+    if room == "reference":
+        return reference.itc_loss(query, keys, scale, queue, teacher_query, part, positives)
+    _arguments.refuse_functorch("itc_loss")
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in (query, scale)]
+    with torch.no_grad():
+        groups = _groups(len(query), columns, query.device, *matches)
+        matched, count = _matched(keys, queue, *groups)
+    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    return op.itc_loss(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]
+
+
+def _groups(
+    rows: int, columns: int, device: torch.device, offset: int | None, query_ids: Tensor | None,
+    candidate_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A number below B for each query (B,) and candidate (K + Q,): they match where equal.
+
+    A candidate that matches no query has a negative one.
+    """
+    if query_ids is None or candidate_ids is None:
+        first = max(min(offset or 0, columns), -rows)  # beyond these nothing matches
+        group = torch.arange(columns, device=device) - first
+        return torch.arange(rows, device=device), group.masked_fill(group >= rows, -1)
+    known = query_ids.sort().values
+    group = torch.searchsorted(known, candidate_ids)  # the first of equals
+    found = known.new_zeros(columns, dtype=torch.bool)
+    if rows:
+        found = known[group.clamp(max=rows - 1)] == candidate_ids
+    return torch.searchsorted(known, query_ids), group.masked_fill(~found, -1)
+
+
+def _matched(
+    keys: Tensor, queue: Tensor | None, own: Tensor, group: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of each query, the mean of the candidates that match (B, D), and how many do (B,) int64."""
+    count, total = code_sums(keys, group[: len(keys)], len(own))
+    if queue is not None:
+        more, rest = code_sums(queue, group[len(keys) :], len(own))
+        count, total = count + more, total + rest
+    mean = total / count.clamp(min=1).unsqueeze(1)
+    return mean[own], count[own]
+
+
+register_loss(
+    "itc_loss",
+    "(Tensor query, Tensor keys, Tensor logit_scale, Tensor? queue, Tensor? teacher_query, "
+    "Tensor alpha, Tensor matched, Tensor count, bool need_query, bool need_scale) "
+    "-> (Tensor loss, Tensor d_query, Tensor d_scale)",
+    differentiable=(0, 2),
+    flags=(8, 9),
+)
