@@ -163,7 +163,7 @@ def test_infinite_logits(room):
 
 
 @rooms
-@pytest.mark.parametrize("start", [0, 2**32 - 20, -20, 2**63 - 50])
+@pytest.mark.parametrize("start", [2**32 - 20, -20, 2**63 - 50])
 def test_parts_of_a_batch_are_the_whole(room, start):
     image, text = Case("parts", related(50, 40, 6)).features(torch.float32)
     of_image, of_text = tw.hard_negatives(image, text, 10.0, 0, 9, start)

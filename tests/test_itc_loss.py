@@ -79,7 +79,7 @@ PROBLEMS = [
     TYPICAL,
     *(Problem(Case(f"queue-{name}", related(30, 30, 16)), size)
       for name, size in (("none", None), ("empty", 0), ("of-one", 1))),
-    Problem(Case("queue-long", related(5, 7, 8)), 400),
+    Problem(Case("queue-long", related(5, 7, 8)), 300),
     Problem(Case("queue-alone", related(9, 0, 8)), 20),
     Problem(Case("matches-in-queue", related(20, 20, 8), positives=20), 20),
     Problem(Case("matches-across", related(20, 20, 8), positives=11), 20),
@@ -109,7 +109,10 @@ DOUBLES = ("no-bias", "far-negatives", "far-positives", "transposed", "expanded"
            "one-column", "related-scale-1.0", "unrelated-scale-1.0", "unrelated-scale-14.3",
            "queue-of-one", "alpha-0.0-scale-14.3", "alpha-1.0-scale-14.3", "ids-one",
            "ids-no-keys", "nan-keys", "nan-query", "nothing", "queue-empty", "ids-few",
-           "offset-huge", "offset-hugely-negative", "ids-rare-teacher-alone", "nan")  # fmt: skip
+           "offset-huge", "offset-hugely-negative", "related-scale-14.3",
+           "unrelated-scale-100", "duplicated-rows", "matches-in-queue", "offset-storage",
+           "related-scale-100.0", "ids-apart", "tiny-logits", "no-texts",
+           "ids-rare-teacher-alone", "nan")  # fmt: skip
 
 
 @pytest.fixture

@@ -101,7 +101,8 @@ def integer(name: str, value: int, least: int | None = None) -> int:
     if isinstance(value, torch.SymInt):  # while torch.compile traces
         return value
     try:
-        number = operator.index(value)
+        # A size that torch.compile traces passes for an int; its index would be a constant.
+        number = value if isinstance(value, int) else operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
     if least is not None and number < least:

@@ -73,7 +73,8 @@ def hard_negatives(
 
 def _fake(image, text, scale, positives, image_ids, text_ids, seed, row_offset):
     return (
-        image.new_empty(len(image), dtype=torch.int64), text.new_empty(len(text), dtype=torch.int64)
+        image.new_empty(image.shape[0], dtype=torch.int64),
+        text.new_empty(text.shape[0], dtype=torch.int64),
     )
 
 
