@@ -25,6 +25,7 @@ from benchmarks.measure import (
 )
 from benchmarks.registry import OURS, PRODUCTS, Candidate, Case, Inputs
 from benchmarks.report import MEASURED, Row
+from tilewise._extension import build_info
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_RESULTS = ROOT / "out" / "bench"  # ignored by git
@@ -144,6 +145,8 @@ class Run:
             return f"skipped: needs {needed / 1e9:.2g} GB"
         if self.device == "cpu" and case.only and name not in case.only:
             return "skipped: takes long"
+        if self.device == "cpu" and case.dtype == "bfloat16" and name != OURS and no_bfloat16():
+            return "skipped: takes long"
         return MEASURED
 
     def _row(self, case: Case, kind: str, name: str) -> Row:
@@ -235,6 +238,11 @@ def _chosen(found: dict[str, Candidate], only: list[str] | None) -> dict[str, Ca
     if unknown:
         raise SystemExit(f"--only: no {', '.join(unknown)} here; there are {', '.join(found)}")
     return {name: found[name] for name in only or found}
+
+
+def no_bfloat16() -> bool:
+    """Whether this CPU lacks bfloat16 products: torch's, without them, take 50 times as long."""
+    return not build_info().get("bfloat16_matmul", True)
 
 
 def _memory_cap(device: str) -> float:

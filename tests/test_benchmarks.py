@@ -194,6 +194,16 @@ def test_cases_are_drawn_side_by_side(tmp_path, unmeasured):
     assert all(int(row["checked"]) == 2048 for row in rows if row["candidate"] != PRODUCTS)
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_bfloat16_is_left_to_ours_where_the_cpu_has_none(monkeypatch, missing):
+    monkeypatch.setattr(run, "no_bfloat16", lambda: missing)
+    options = run._parse(["--op", "clip_loss", "--memory-cap", "100"])
+    one = run.Run("clip_loss", options, verified=False)
+    case = one.benchmark.case("B=8192 D=512 bfloat16")
+    assert one._status(case, OURS) == "measured"
+    assert (one._status(case, EAGER) == "measured") != missing
+
+
 def test_wrong_results_of_ours_are_not_written(tmp_path, unmeasured, monkeypatch, capsys):
     benchmark = registry.load("nearest_code")
     benchmark = dataclasses.replace(benchmark, mistakes=lambda inputs: lambda result: (3, 2048))
