@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "ops.h"
-#include "rows.h"
 
 namespace tilewise {
 namespace {
@@ -38,11 +37,27 @@ struct Segments {
   }
 };
 
+SumType sum_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return SumType::Double;
+    case at::kHalf:
+      return SumType::Half;
+    case at::kBFloat16:
+      return SumType::BFloat16;
+    default:
+      TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat,
+                       "x: float16, bfloat16, float32 or float64 expected, got ", x.scalar_type());
+      return SumType::Float;
+  }
+}
+
 constexpr int64_t kTaskElements = 65536;  // that a thread adds at least, about
 
 // A thread takes some columns of some codes. Which it takes changes no sum.
 void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const Tensor& sums) {
   const int64_t codes = counts.size(0), dim = x.size(1);
+  const SumType type = sum_type(x);
   const Segments segments(index.const_data_ptr<int64_t>(), x.size(0), codes);
   auto* count = counts.mutable_data_ptr<int64_t>();
   for (int64_t k = 0; k < codes; ++k) count[k] = segments.begin[k + 1] - segments.begin[k];
@@ -53,8 +68,13 @@ void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const 
   at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / strips, column = task % strips * kSumColumns;
-      const SumRows rows{matrix_of(x), column, std::min(kSumColumns, dim - column),
-                         segments.order.data() + segments.begin[k], count[k]};
+      const SumRows rows{type,
+                         x.const_data_ptr(),
+                         x.stride(0),
+                         column,
+                         std::min(kSumColumns, dim - column),
+                         segments.order.data() + segments.begin[k],
+                         count[k]};
       TILEWISE_DISPATCH(sum_rows)(rows, sums.mutable_data_ptr(), k * dim + column);
     }
   });
@@ -67,15 +87,16 @@ std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64
   TORCH_CHECK_VALUE(
       x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) && index.size(1) == x.size(1),
       "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ", index.sizes());
-  TORCH_CHECK_TYPE(x.is_floating_point() && index.scalar_type() == at::kLong,
-                   "x: a floating dtype and index: int64 expected, got ", x.scalar_type(), " and ",
+  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index: int64 expected, got ",
                    index.scalar_type());
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor codes = index.contiguous();
   const Tensor counts = at::empty({x.size(0), num_codes}, index.options());
   const Tensor sums = at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(type));
   for (int64_t h = 0; h < x.size(0); ++h) {
-    sum_head(readable(x.select(0, h)), codes.select(0, h), counts.select(0, h), sums.select(0, h));
+    const Tensor rows = x.select(0, h);  // elements of a row must be side by side
+    sum_head(rows.stride(1) == 1 ? rows : rows.contiguous(), codes.select(0, h),
+             counts.select(0, h), sums.select(0, h));
   }
   return {counts, sums};
 }

@@ -228,8 +228,9 @@ def test_empties(room, b, k, q):
         assert loss == 0 and d_scale == 0 and (d_query == 0).all()
 
 
-def prepare(rows: int, queue: int):
-    query, keys, teacher, old = (torch.randn(n, 64) for n in (rows, rows, rows, queue))
+def prepare(rows: int, queue: int, dtype: str = "float32"):
+    sizes = rows, rows, rows, queue
+    query, keys, teacher, old = (torch.randn(n, 64).to(getattr(torch, dtype)) for n in sizes)
     query.requires_grad_()
     scale = torch.tensor(10.0, requires_grad=True)
 
@@ -243,5 +244,7 @@ def prepare(rows: int, queue: int):
 def test_memory_is_flat_in_the_queue_and_grows_with_the_rows_alone():
     """A matrix of 512 x 80,000 takes 164 MB, one of 4096 x 20,000 takes 328 MB."""
     sizes = (512, 20_000), (512, 80_000), (4096, 20_000)
-    base, long, many = peak_bytes_each(prepare, [dict(rows=b, queue=q) for b, q in sizes])
-    assert base < 60e6 and long - base < 8e6 and many - base < 30e6
+    cases = [dict(rows=b, queue=q) for b, q in sizes]
+    cases.append(dict(rows=512, queue=80_000, dtype="bfloat16"))
+    base, long, many, half = peak_bytes_each(prepare, cases)
+    assert base < 60e6 and long - base < 8e6 and many - base < 30e6 and half - base < 8e6
