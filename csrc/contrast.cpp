@@ -112,7 +112,8 @@ Positives positives_of(const Features& features, std::optional<int64_t> offset,
                        const std::optional<Tensor>& image_ids,
                        const std::optional<Tensor>& text_ids) {
   const int64_t rows = features.image.size(0), cols = features.text.size(0);
-  if (!image_ids || !text_ids) return Positives(rows, cols, offset);
+  if (!image_ids && !text_ids) return Positives(rows, cols, offset);
+  TORCH_CHECK_VALUE(image_ids && text_ids, "positives: expected ids of both");
   TORCH_CHECK_VALUE(image_ids->numel() == rows && text_ids->numel() == cols,
                     "positives: an id for each row expected, got ", image_ids->sizes(), " and ",
                     text_ids->sizes());

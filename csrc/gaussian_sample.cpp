@@ -37,7 +37,7 @@ GaussianRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType 
           piece.count,
           shape.cols,
           seed,
-          static_cast<uint64_t>(piece.first + row_offset),
+          noise_row(piece.first, row_offset),
           low,
           high};
 }

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
                           shape.cols,
                           k,
                           key,
-                          static_cast<uint64_t>(piece.first + row_offset)};
+                          noise_row(piece.first, row_offset)};
     char* values = static_cast<char*>(value.mutable_data_ptr());
     TILEWISE_DISPATCH(gumbel_argmax)
     (rows, heap.data(), index.mutable_data_ptr<int64_t>() + piece.first * k,

@@ -38,8 +38,7 @@ GumbelRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType ty
   // At the limits 0 / tau stays 0 and -infinity / tau stays -infinity.
   const double least = is_double ? DBL_MIN : FLT_MIN, most = is_double ? DBL_MAX : FLT_MAX;
   const double inverse = std::isnan(tau) ? tau : std::clamp(1 / tau, least, most);
-  return {is_double, piece.count, shape.cols, seed, static_cast<uint64_t>(piece.first + row_offset),
-          inverse};
+  return {is_double, piece.count, shape.cols, seed, noise_row(piece.first, row_offset), inverse};
 }
 
 // The columns' blocks, whose maxima the kernel notes.
@@ -71,7 +70,7 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
                           shape.cols,
                           1,
                           seed,
-                          static_cast<uint64_t>(piece.first + row_offset)};
+                          noise_row(piece.first, row_offset)};
     std::vector<int64_t> index(piece.count);
     Perturbed heap;
     TILEWISE_DISPATCH(gumbel_argmax)(rows, &heap, index.data(), nullptr, true);

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> hard_negatives(const Tensor& image_features, const Te
                                pairs.cols.data(),
                                scale,
                                key,
-                               static_cast<uint64_t>(block.row + row_offset),
+                               noise_row(block.row, row_offset),
                                block.row,
                                block.col};
         TILEWISE_DISPATCH(hard_negatives)(b, part.texts.data(), part.images.data());

@@ -159,7 +159,8 @@ class SoftmaxPass {
           if (part.largest > total.largest) total.nearest = part.nearest;
           tilewise::merge(total, part);
         }
-        std::fill(mean.begin(), mean.end(), 0.0);
+        // Without a logit above -inf there is no softmax.
+        std::fill(mean.begin(), mean.end(), total.sum == 0 ? NAN : 0.0);
         for (int64_t s = 0; s < stretches_; ++s) {
           const ItcRow& part = of_row_[s * rows_ + i];
           if (part.sum == 0) continue;
@@ -217,7 +218,9 @@ Sums finish(const Tensor& query, const SoftmaxMean& student, const Tensor& neare
         rest += q[d] * (mean[d] - tau);
         if (gradient) gradient[d] = static_cast<T>(weight * scale * (mean[d] - tau));
       }
-      terms[i] = {weight * (scale * excess + std::log(student.of_row[i].sum)), weight * rest};
+      const double sum = student.of_row[i].sum;
+      const double log_sum = sum == 0 ? NAN : std::log(sum);
+      terms[i] = {weight * (scale * excess + log_sum), weight * rest};
     }
   });
   Sums total;  // in a fixed order: the same bits for every thread count
@@ -239,6 +242,17 @@ std::tuple<Tensor, Tensor, Tensor> itc_loss(const Tensor& query, const Tensor& k
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Features features(query, keys);
+  if (queue) Features(query, *queue);
+  if (teacher_query) {
+    Features(query, *teacher_query);
+    TORCH_CHECK_VALUE(teacher_query->size(0) == query.size(0), "teacher_query: expected ",
+                      query.sizes(), ", got ", teacher_query->sizes());
+  }
+  TORCH_CHECK_VALUE(
+      matched.sizes() == query.sizes() && matched.dtype() == features.options().dtype(),
+      "matched: expected ", query.sizes(), ", got ", matched.sizes());
+  TORCH_CHECK_VALUE(count.numel() == query.size(0) && count.scalar_type() == at::kLong,
+                    "count: expected an int64 for each query, got ", count.sizes());
   const double scale = one_element("logit_scale", logit_scale);
   const double part = teacher_query ? one_element("alpha", alpha) : 0;
   const auto options = features.options();

@@ -22,6 +22,11 @@ RowsAlong rows_along(const char* name, const at::Tensor& x, int64_t dim);
 // The key of the random stream.
 uint64_t random_key(const at::Tensor& seed);
 
+// The number of a row in the random stream, which wraps.
+inline uint64_t noise_row(int64_t row, int64_t row_offset) {
+  return static_cast<uint64_t>(row) + static_cast<uint64_t>(row_offset);
+}
+
 // What the kernels of an op compute in: float64 for float64, else float32.
 inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 import tilewise as tw
 from benchmarks.yardsticks import eager_clip_loss
 from tests.budget import assert_within_budget
-from tests.contrastive_cases import CASES, DEVICE, Case, ids, related
+from tests.contrastive_cases import CASES, DEVICE, Case, duplicated, ids, related
 from tilewise.reference.sigmoid_loss import matches
 
 ROOMS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 CLIP_CASES = [case for case in CASES if case.positives is not None] + [
-    Case("clip-scale-100", related(60, 60, 32, noise=0.3), logit_scale=100.0),
+    *(Case(f"clip-scale-{scale}", related(60, 60, 32, noise=0.3), scale)
+      for scale in (1.0, 14.3, 100.0)),
+    Case("duplicated-scale-100", duplicated(50, 16), logit_scale=100.0),
     Case("unmatched-scale-100", related(1, 1, 8, noise=0.1), logit_scale=100.0, positives=1),
 ]
 
@@ -119,3 +121,17 @@ def test_reference_gradcheck(positives):
     assert torch.autograd.gradcheck(
         lambda *x: tw.reference.clip_loss(*x, positives, 0.1), (image, text, scale)
     )
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the Triton room multiplies a target of 0 by -inf")
+def test_logits_of_minus_infinity():
+    """An unmatched text that no image can choose changes nothing."""
+    image, text = torch.rand(3, 4) + 2, torch.randn(4, 4)
+    text[3] = -3e38
+    results = []
+    for texts in (text, text[:3]):
+        x = image.clone().requires_grad_()
+        loss = tw.clip_loss(x, texts, 10.0)
+        results.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import tilewise as tw
 from tests import random_cases as cases
@@ -111,3 +112,13 @@ BAD = [
 def test_bad_arguments_are_named(room, arguments, error, message):
     with pytest.raises(error, match=message):
         tw.gumbel_argmax(**{"logits": X, **arguments})
+
+
+def test_activation_checkpointing():
+    """It lets a backward pass read what was saved once."""
+    gradients = []
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        x = torch.arange(12.0).view(3, 4).requires_grad_()
+        run(lambda x: tw.gumbel_argmax(x, seed=3, log_prob=True)[1].sum(), x).backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)

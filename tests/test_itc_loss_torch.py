@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 import tilewise as tw
 from benchmarks.measure import peak_bytes_each
@@ -248,3 +249,51 @@ def test_memory_is_flat_in_the_queue_and_grows_with_the_rows_alone():
     cases.append(dict(rows=512, queue=80_000, dtype="bfloat16"))
     base, long, many, half = peak_bytes_each(prepare, cases)
     assert base < 60e6 and long - base < 8e6 and many - base < 30e6 and half - base < 8e6
+
+
+LOSSES = {
+    "itc_loss": lambda x, y, scale: tw.itc_loss(x, y, scale),
+    "clip_loss": lambda x, y, scale: tw.clip_loss(x, y, scale),
+    "sigmoid_loss": lambda x, y, scale: tw.sigmoid_loss(x, y, scale, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_activation_checkpointing(name):
+    """It lets a backward pass read what was saved once."""
+    results = []
+    for run in (lambda f, *x: f(*x), lambda f, *x: checkpoint(f, *x, use_reentrant=False)):
+        tensors, scale = problem(6, 6, None), torch.full((1, 1), 5.0, requires_grad=True)
+        query, keys = tensors["query"], tensors["keys"]
+        run(LOSSES[name], query, keys, scale).backward()
+        results.append((query.grad, scale.grad))
+    for plain, saved in zip(*results, strict=True):
+        assert torch.equal(plain, saved)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_missing_features_are_named(name):
+    x = torch.zeros(3, 4)
+    with pytest.raises(TypeError, match="(keys|text_features).*NoneType"):
+        LOSSES[name](x, None, 1.0)
+    with pytest.raises(TypeError, match="(query|image_features).*NoneType"):
+        LOSSES[name](None, x, 1.0)
+
+
+def test_no_softmax_without_a_finite_logit():
+    query = torch.full((2, 4), 1e30, requires_grad=True)
+    loss = tw.itc_loss(query, torch.full((2, 4), -1e30), 1.0)
+    loss.backward()
+    assert loss.isnan() and query.grad.isnan().all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_strided_ids():
+    tensors, wide = problem(6, 6, 3), torch.arange(18)
+
+    def loss(query_ids, candidate_ids):
+        positives = query_ids, candidate_ids
+        return tw.itc_loss(tensors["query"], tensors["keys"], 5.0, tensors["queue"],
+                           positives=positives)  # fmt: skip
+
+    assert torch.equal(loss(wide[:12:2], wide[::2]), loss(wide[:12:2].clone(), wide[::2].clone()))

@@ -130,16 +130,22 @@ double log_sums(const ClipBlock& block, LogSum* rows, LogSum* cols) {
   return total;
 }
 
+// What exponentials are relative to. Where all logits are -inf any base will do, and -inf less -inf
+// would be NaN.
+TILEWISE_INLINE double base(const LogSum& sums) {
+  return sums.largest == -INFINITY ? 0 : sums.largest;
+}
+
 template <typename T, typename G>
 double gradient(const ClipBlock& block, G* grads, int64_t stride) {
   Line<T> z, dz;
   Softmax<T> s;
   const int64_t n = padded(block.cols);
   for (int64_t j = 0; j < n; ++j) {
-    const bool real = j < block.cols;
-    s.largest.at[j] = real ? block.col.sums[j].largest : 0;
-    s.factor.at[j] =
-        real && block.col.weight[j] != 0 ? block.col.weight[j] / block.col.sums[j].sum : 0;
+    const LogSum sums = j < block.cols ? block.col.sums[j] : LogSum();
+    const double weight = j < block.cols ? block.col.weight[j] : 0;
+    s.largest.at[j] = base(sums);
+    s.factor.at[j] = weight == 0 ? 0 : weight / sums.sum;
   }
   const bool smooth = block.row.smoothing != 0 || block.col.smoothing != 0;
   const T scale = static_cast<T>(block.scale);
@@ -147,7 +153,7 @@ double gradient(const ClipBlock& block, G* grads, int64_t stride) {
   for (int64_t i = 0; i < block.rows; ++i) {
     read_row(block, i, z);
     const LogSum& row = block.row.sums[i];
-    s.row_largest = static_cast<T>(row.largest);
+    s.row_largest = static_cast<T>(base(row));
     s.row_factor = static_cast<T>(block.row.weight[i] == 0 ? 0 : block.row.weight[i] / row.sum);
     probabilities(z, n, s, dz);
     for_matches<T>(block, i, [&](int64_t j, double t) { dz.at[j] -= static_cast<T>(t); });

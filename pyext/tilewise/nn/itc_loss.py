@@ -79,12 +79,8 @@ class ItcLoss(nn.Module):
         super().__init__()
         self.dim = _arguments.integer("dim", dim, least=1)
         self.queue_size = _arguments.integer("queue_size", queue_size, least=0)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected from 0 to 1, got {alpha}")
-        if not LOWEST <= temperature <= HIGHEST:
-            raise ValueError(
-                f"temperature: expected from {LOWEST} to {HIGHEST}, got {temperature}"
-            )
+        _arguments.check_between("alpha", alpha, 0, 1)
+        _arguments.check_between("temperature", temperature, LOWEST, HIGHEST)
         self.alpha = alpha
         self.temperature = nn.Parameter(torch.tensor(temperature, dtype=torch.float32))
         for name in ("image_queue", "text_queue"):
@@ -94,8 +90,8 @@ class ItcLoss(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """1 / temperature, (): for `tilewise.hard_negatives` of the same features."""
-        return 1 / self.temperature
+        """1 / temperature, (), constant: for `tilewise.hard_negatives` of the same features."""
+        return 1 / self.temperature.detach().clamp(LOWEST, HIGHEST)
 
     def forward(
         self,
@@ -143,7 +139,7 @@ class ItcLoss(nn.Module):
             return itc_loss(
                 query,
                 keys.detach(),
-                self.logit_scale,
+                1 / self.temperature,
                 queue.to(keys.dtype) if self.queue_size else None,
                 teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
                 alpha,

@@ -3,6 +3,8 @@
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from tilewise.ops import _arguments
+
 
 def momentum_update(teacher: nn.Module, student: nn.Module, momentum: float = 0.995) -> None:
     """Moves the parameters of a teacher towards those of its student, in place.
@@ -30,8 +32,7 @@ def momentum_update(teacher: nn.Module, student: nn.Module, momentum: float = 0.
         >>> teacher = copy.deepcopy(tower).requires_grad_(False)
         >>> tw.nn.momentum_update(teacher, tower)  # before the teacher sees a batch
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: expected from 0 to 1, got {momentum}")
+    _arguments.check_between("momentum", momentum, 0, 1)
     ours, theirs = list(teacher.named_parameters()), list(student.parameters())
     if len(ours) != len(theirs):
         raise ValueError(

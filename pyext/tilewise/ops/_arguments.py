@@ -14,16 +14,15 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def check_features(**features: Tensor | None) -> None:
-    """All must be floating (rows, D) tensors of the first one's dtype, D and device, or None."""
-    given = {name: x for name, x in features.items() if x is not None}
-    for name, x in given.items():
+def check_features(**features: Tensor) -> None:
+    """All must be floating (rows, D) tensors of the first one's dtype, D and device."""
+    for name, x in features.items():
         check_floating(name, x)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
-    first, *others = given
+    first, *others = features
     for name in others:
-        check_like(name, given[name], first, given[first])
+        check_like(name, features[name], first, features[first])
 
 
 def check_like(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -50,17 +49,25 @@ def autocast(*tensors):
 
 
 def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
-    """A one-element float32 tensor (float64 beside float64 features) on the features' device."""
+    """A 0-d float32 tensor (float64 beside float64 features) on the features' device."""
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     if isinstance(value, Tensor):
         if value.numel() != 1 or not value.is_floating_point():
             raise ValueError(
                 f"{name}: expected one floating element, got {value.dtype} {tuple(value.shape)}"
             )
-        return value.to(features.device, dtype)
+        return value.to(features.device, dtype).reshape(())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a tensor or a float, got {type(value).__name__}")
-    return torch.tensor(value, dtype=dtype, device=features.device)
+    return torch.full((), value, dtype=dtype, device=features.device)  # waits for no GPU
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """A number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected from {low} to {high}, got {value}")
 
 
 def matches(
@@ -77,7 +84,10 @@ def matches(
         ids = [check_ids(name, *x, device) for x in zip(value, (rows, cols), strict=True)]
         return None, ids[0], ids[1]
     try:
-        return None if value is None else operator.index(value), None, None
+        if value is None:
+            return None, None, None
+        # Beyond all columns anyway, where a kernel's 64 bits do not overflow.
+        return max(min(operator.index(value), 2**62), -(2**62)), None, None
     except TypeError:
         raise TypeError(
             f"{name}: expected an int, a pair of id vectors or None, got {type(value).__name__}"
@@ -90,7 +100,7 @@ def check_ids(name: str, ids: Tensor | None, count: int, device: torch.device) -
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"{name}: expected an int64 tensor of ids, got {got}")
     if ids.shape != (count,):
-        raise ValueError(f"{name}: expected {count} ids, one for each row, got {tuple(ids.shape)}")
+        raise ValueError(f"{name}: expected {count} ids, got {tuple(ids.shape)}")
     if ids.device != device:
         raise ValueError(f"{name}: expected ids on {device}, got {ids.device}")
     return ids

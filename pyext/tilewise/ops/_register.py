@@ -94,8 +94,8 @@ def register_loss(
         result: list[Tensor | None] = [None] * ctx.num_inputs
         if grad is None:
             return tuple(result)
-        n = len(ctx.positions)
-        gradients, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        n, saved = len(ctx.positions), ctx.saved_tensors  # checkpointing lets them be read once
+        gradients, inputs = saved[:n], saved[n:]
         scaled = torch.ops.tilewise.scale_gradients(grad, gradients, inputs)
         for i, value in zip(ctx.positions, scaled, strict=True):
             result[i] = value

@@ -59,10 +59,7 @@ def clip_loss(
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
-    if not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing: expected a float, got {type(label_smoothing).__name__}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected from 0 to 1, got {label_smoothing}")
+    _arguments.check_between("label_smoothing", label_smoothing, 0, 1)
 
     room = _backend.choose(image.device, image.dtype)
     if room == "reference":

@@ -92,9 +92,10 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, _, grad):
     nothing = (None,) * 5
-    if grad is None or not ctx.saved_tensors:
+    saved = ctx.saved_tensors  # checkpointing lets them be read once
+    if grad is None or not saved:
         return None, *nothing
-    logits, index = ctx.saved_tensors
+    logits, index = saved
     probabilities = torch.softmax(logits.to(grad.dtype), ctx.dim)
     d_logits = -grad.sum(ctx.dim, keepdim=True) * probabilities
     return d_logits.scatter_add(ctx.dim, index, grad).to(logits.dtype), *nothing

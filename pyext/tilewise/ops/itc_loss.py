@@ -62,17 +62,21 @@ def itc_loss(
     Distillation, NeurIPS 2021; Li et al., BLIP: Bootstrapping Language-Image Pre-training for
     Unified Vision-Language Understanding and Generation, ICML 2022.
     """
-    _arguments.check_features(query=query, keys=keys, queue=queue, teacher_query=teacher_query)
-    for name, x in (("keys", keys), ("queue", queue), ("teacher_query", teacher_query)):
-        if x is not None and x.requires_grad and torch.is_grad_enabled():
+    constants = {"keys": keys}
+    for name, x in (("queue", queue), ("teacher_query", teacher_query)):
+        if x is not None:
+            constants[name] = x
+    _arguments.check_features(query=query, **constants)
+    for name, x in constants.items():
+        if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: targets have no gradient, expected it detached")
     if teacher_query is not None and len(teacher_query) != len(query):
         raise ValueError(
             f"teacher_query: expected {len(query)} rows like query, got {len(teacher_query)}"
         )
     part = _arguments.scalar("alpha", alpha, query).detach()
-    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected from 0 to 1, got {alpha}")
+    if not isinstance(alpha, Tensor):
+        _arguments.check_between("alpha", alpha, 0, 1)
     scale = _arguments.scalar("logit_scale", logit_scale, query)
     if positives is None:
         raise TypeError("positives: expected an int or a pair of id vectors, got None")
@@ -104,6 +108,7 @@ def _groups(
         first = max(min(offset or 0, columns), -rows)  # beyond these nothing matches
         group = torch.arange(columns, device=device) - first
         return torch.arange(rows, device=device), group.masked_fill(group >= rows, -1)
+    query_ids, candidate_ids = query_ids.contiguous(), candidate_ids.contiguous()
     known = query_ids.sort().values
     group = torch.searchsorted(known, candidate_ids)  # the first of equals
     found = known.new_zeros(columns, dtype=torch.bool)

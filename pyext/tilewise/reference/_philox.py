@@ -30,7 +30,7 @@ def seed_tensor(value: Tensor | int | None, device: torch.device) -> Tensor:
         raise TypeError(f"seed: expected an int, a tensor or None, got {type(value).__name__}")
     if not isinstance(value, torch.SymInt) and not -(2**63) <= value < 2**63:
         raise ValueError(f"seed: expected from -2**63 to 2**63 - 1, got {value}")
-    return torch.tensor(value, dtype=torch.int64, device=device)
+    return torch.full((), value, dtype=torch.int64, device=device)  # waits for no GPU
 
 
 def philox4x32(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
