@@ -51,7 +51,8 @@ WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
 # Of rows that random ops take whole, in two halves or in blocks.
 LONG = (32, 1000, 8192, 16384, 50257)
 QUICK = (
-    "masked gradients", "masked smoothed", "masked cosine top-16", "float32 masked",
+    "bfloat16 masked gradients", "tf32x3 masked gradients", "bfloat16 masked smoothed",
+    "tf32x3 masked smoothed", "bfloat16 masked ids", "masked cosine top-16", "float32 masked",
     "float32 16384 soft", "float32 8192 top-4", "float32 1000",
 )
 WITH_PRODUCTS = (
