@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tilewise.nn import _sync
+from tilewise.nn._precision import at_least_float32
 from tilewise.nn._unit import unit
 from tilewise.ops import code_sums, nearest_code
 
@@ -234,13 +235,7 @@ class Codebook(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Moves as asked, but half precision is too coarse to average codes in."""
-
-        def keep_precision(x: Tensor) -> Tensor:
-            y = fn(x)
-            half = y.is_floating_point() and y.element_size() < 4
-            return x.to(y.device) if half else y
-
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(at_least_float32(fn), recurse)
 
 
 def systematic_sample(wanted: Tensor, total: Tensor, draws: Tensor, repeat: bool) -> Tensor:

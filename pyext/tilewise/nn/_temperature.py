@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tilewise.nn._precision import at_least_float32
 from tilewise.ops._arguments import integer
 
 Schedule = Callable[[int], float]
@@ -71,12 +72,7 @@ class Temperature(nn.Module):
         return checked(float(self.schedule(self._count)))
 
     def _apply(self, fn, recurse=True):
-        def keep_precision(x: Tensor) -> Tensor:
-            y = fn(x)
-            half = y.is_floating_point() and y.element_size() < 4
-            return x.to(y.device) if half else y
-
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(at_least_float32(fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         already = len(missing)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilewise.nn import _sync
+from tilewise.nn._precision import at_least_float32
 from tilewise.ops import _arguments
 from tilewise.ops.itc_loss import itc_loss
 
@@ -177,12 +178,9 @@ class ItcLoss(nn.Module):
         self.queue_pointer.copy_(end % self.queue_size)
 
     def _apply(self, fn, recurse=True):
-        def keep_temperature(x: Tensor) -> Tensor:
-            y = fn(x)
-            half = y.is_floating_point() and y.element_size() < 4
-            return x.to(y.device) if half and y.dim() == 0 else y
-
-        return super()._apply(keep_temperature, recurse)
+        keep = at_least_float32(fn)
+        # The temperature is the one number; queues may be halved.
+        return super()._apply(lambda x: keep(x) if x.dim() == 0 else fn(x), recurse)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, queue_size={self.queue_size}, alpha={self.alpha}"
