@@ -31,9 +31,7 @@ test: build  ## run the tests
 
 test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests/test_sigmoid_loss*.py \
-	        tests/test_nearest_code*.py tests/test_code_sums*.py tests/test_gumbel*.py \
-	        tests/test_gaussian*.py; \
+	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests; \
 	else echo "no CUDA device: nothing was tested on a GPU"; fi
 
 gate: build  ## compile every Triton kernel for every architecture and compare with the table
@@ -43,7 +41,7 @@ fuzz: build  ## the random tests for minutes instead of seconds
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0
 
 statistics: build  ## the random ops against their laws, on a thousand times as many draws
-	TILEWISE_STATISTICS=long $(PY) -m pytest tests/test_random_statistics.py --timeout=0
+	TILEWISE_STATISTICS=long $(PY) -m pytest tests/ops/test_random_statistics.py --timeout=0
 
 bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)
@@ -54,11 +52,11 @@ bench-quick: build  ## a minute of every op, into out/bench
 check: build  ## lint, format and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	.venv/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	.venv/bin/clang-format --dry-run --Werror $$(git ls-files csrc)
 
 format: build  ## let clang-format and ruff mend what they can
 	$(PY) -m ruff check --fix .
-	.venv/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	.venv/bin/clang-format -i $$(git ls-files csrc)
 
 wheel: build  ## a wheel for this Python and torch, in dist/
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

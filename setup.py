@@ -1,6 +1,6 @@
 """Builds tilewise._C with ninja: `python setup.py build_ext --inplace`, `pip install .` or `-e .`.
 
-Torch's own BuildExtension gives every source the same flags. Our vector kernels (csrc/cpu/*.cpp)
+Torch's own BuildExtension gives every source the same flags. The vector kernels (csrc/cpu/simd)
 are compiled once per instruction set, each with its own, so the build file is written here. An
 unchanged tree rebuilds nothing. Without a working compiler the package installs without the
 extension, with one warning, and the reference implementation serves.
@@ -50,11 +50,11 @@ def torch_flags():
 
 def objects():
     """(object name, source, extra flags) of everything that is linked."""
-    for source in sorted(CSRC.glob("*.cpp")):
+    for source in sorted([CSRC / "module.cpp", *CSRC.glob("cpu/*.cpp")]):
         yield f"{source.stem}.o", source, []
     for name, flags in CAPABILITIES.items():
         defines = [f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}"]
-        for source in sorted(CSRC.glob("cpu/*.cpp")):
+        for source in sorted(CSRC.glob("cpu/simd/*.cpp")):
             yield f"{source.stem}.{name}.o", source, defines + flags
 
 

@@ -3,8 +3,8 @@
 import torch
 
 import tilewise as tw
-from benchmarks import sigmoid_loss, yardsticks
-from benchmarks.registry import (
+from benchmarks import baselines, sigmoid_loss
+from benchmarks.harness.registry import (
     EAGER,
     OURS,
     PRODUCTS,
@@ -50,13 +50,13 @@ def candidates(device: str) -> dict[str, Candidate]:
     found = {
         OURS: of_function(tw.clip_loss),
         PRODUCTS: Candidate(products, matrices(2, "B", "B")),
-        EAGER: of_function(yardsticks.eager_clip_loss, matrices(6, "B", "B")),
+        EAGER: of_function(baselines.eager_clip_loss, matrices(6, "B", "B")),
         "torch.compile": of_function(
-            yardsticks.compiled(yardsticks.eager_clip_loss), matrices(4, "B", "B")
+            baselines.compiled(baselines.eager_clip_loss), matrices(4, "B", "B")
         ),
     }
-    if yardsticks.installed("open_clip"):
-        found["open_clip"] = of_function(yardsticks.open_clip_clip_loss, matrices(6, "B", "B"))
+    if baselines.installed("open_clip"):
+        found["open_clip"] = of_function(baselines.open_clip_clip_loss, matrices(6, "B", "B"))
     return found
 
 

@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks import yardsticks
-from benchmarks.measure import Call
-from benchmarks.nearest_code import flops, sized
-from benchmarks.registry import (
+from benchmarks import baselines
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     FORWARD,
     OURS,
     PRODUCTS,
@@ -19,6 +18,7 @@ from benchmarks.registry import (
     matrices,
     of_function,
 )
+from benchmarks.nearest_code import flops, sized
 
 INDEX_ADD = "index_add"
 
@@ -56,10 +56,10 @@ def candidates(device: str) -> dict[str, Candidate]:
     return {
         OURS: of_function(tw.code_sums),
         PRODUCTS: Candidate(products, matrices(3, "N", "K")),
-        "one-hot": of_function(yardsticks.one_hot_code_sums, matrices(3, "N", "K")),
-        INDEX_ADD: of_function(yardsticks.index_add_code_sums),
-        "scatter_add": of_function(yardsticks.scatter_add_code_sums),
-        "bincount": of_function(yardsticks.bincount_code_sums),
+        "one-hot": of_function(baselines.one_hot_code_sums, matrices(3, "N", "K")),
+        INDEX_ADD: of_function(baselines.index_add_code_sums),
+        "scatter_add": of_function(baselines.scatter_add_code_sums),
+        "bincount": of_function(baselines.bincount_code_sums),
     }
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks import yardsticks
+from benchmarks import baselines
 from benchmarks.gumbel_softmax import flops, step
-from benchmarks.measure import Call
-from benchmarks.registry import (
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     EAGER,
     FORWARD,
     OURS,
@@ -86,15 +86,15 @@ def module(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 def candidates(device: str) -> dict[str, Candidate]:
     """Everything that samples and knows the divergence on `device`, if it is installed."""
-    eager = yardsticks.eager_gaussian_sample
+    eager = baselines.eager_gaussian_sample
     found = {
         OURS: of_two(tw.gaussian_sample, matrices(3, "B", "D")),
         EAGER: of_two(eager, matrices(7, "B", "D")),
-        "torch.compile": of_two(yardsticks.compiled(eager), matrices(3, "B", "D")),
+        "torch.compile": of_two(baselines.compiled(eager), matrices(3, "B", "D")),
         "tilewise.nn": of_parameters(module, matrices(5, "B", "D")),
     }
-    if yardsticks.installed("diffusers"):
-        theirs = yardsticks.diffusers_gaussian_sample
+    if baselines.installed("diffusers"):
+        theirs = baselines.diffusers_gaussian_sample
         found["diffusers"] = of_parameters(theirs, matrices(8, "B", "D"))
     return found
 

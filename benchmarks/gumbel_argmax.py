@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 import tilewise as tw
-from benchmarks import yardsticks
+from benchmarks import baselines
+from benchmarks.baselines import SOFTMAX
 from benchmarks.gumbel_softmax import flops, sized
-from benchmarks.registry import (
+from benchmarks.harness.registry import (
     FORWARD,
     OURS,
     Benchmark,
@@ -18,7 +19,6 @@ from benchmarks.registry import (
     matrices,
     of_function,
 )
-from benchmarks.yardsticks import SOFTMAX
 
 MULTINOMIAL, LUCIDRAINS, SEVERAL = "multinomial", "lucidrains", "8 of them"
 
@@ -55,11 +55,11 @@ def candidates(device: str) -> dict[str, Candidate]:
     found = {
         OURS: of_function(tw.gumbel_argmax),
         SOFTMAX: sampler(lambda logits, k: torch.softmax(logits, -1), 1),
-        MULTINOMIAL: sampler(yardsticks.multinomial, 2),
-        "torch.compile": sampler(yardsticks.compiled(yardsticks.multinomial), 2),
+        MULTINOMIAL: sampler(baselines.multinomial, 2),
+        "torch.compile": sampler(baselines.compiled(baselines.multinomial), 2),
     }
-    if yardsticks.installed("vector_quantize_pytorch"):
-        found[LUCIDRAINS] = sampler(yardsticks.lucidrains_gumbel_sample, 5)
+    if baselines.installed("vector_quantize_pytorch"):
+        found[LUCIDRAINS] = sampler(baselines.lucidrains_gumbel_sample, 5)
     return found
 
 

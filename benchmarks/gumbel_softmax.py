@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks import yardsticks
-from benchmarks.measure import Call
-from benchmarks.registry import (
+from benchmarks import baselines
+from benchmarks.baselines import SOFTMAX
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     FORWARD,
     OURS,
     TRAINING,
@@ -19,7 +20,6 @@ from benchmarks.registry import (
     Inputs,
     matrices,
 )
-from benchmarks.yardsticks import SOFTMAX
 
 HARD = "hard "
 HARD_FORWARD, HARD_TRAINING = HARD + FORWARD, HARD + TRAINING
@@ -108,11 +108,11 @@ def candidates(device: str) -> dict[str, Candidate]:
     return {
         OURS: sampler(ours, matrices(2, "N", "K")),
         SOFTMAX: sampler(softmax, matrices(2, "N", "K")),
-        TORCH: sampler(yardsticks.gumbel_softmax, matrices(5, "N", "K")),
+        TORCH: sampler(baselines.gumbel_softmax, matrices(5, "N", "K")),
         "torch.compile": sampler(
-            yardsticks.compiled(yardsticks.gumbel_softmax), matrices(3, "N", "K")
+            baselines.compiled(baselines.gumbel_softmax), matrices(3, "N", "K")
         ),
-        "torch.distributions": sampler(yardsticks.relaxed_one_hot, matrices(6, "N", "K")),
+        "torch.distributions": sampler(baselines.relaxed_one_hot, matrices(6, "N", "K")),
     }
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks import yardsticks
+from benchmarks import baselines
 from benchmarks.gumbel_softmax import step
-from benchmarks.measure import Call
-from benchmarks.registry import (
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     EAGER,
     FORWARD,
     OURS,
@@ -66,12 +66,12 @@ def products(inputs: Inputs, kind: str):
 
 def candidates(device: str) -> dict[str, Candidate]:
     """Everything that draws negatives on `device`."""
-    eager = yardsticks.eager_hard_negatives
+    eager = baselines.eager_hard_negatives
     return {
         OURS: sampler(tw.hard_negatives),
         PRODUCTS: Candidate(products, matrices(1, "B", "B")),
         EAGER: sampler(eager, 5.5),
-        "torch.compile": sampler(yardsticks.compiled(eager), 5.5),
+        "torch.compile": sampler(baselines.compiled(eager), 5.5),
     }
 
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks import yardsticks
-from benchmarks.registry import (
+from benchmarks import baselines
+from benchmarks.harness.registry import (
     EAGER,
     OURS,
     PRODUCTS,
@@ -60,12 +60,12 @@ def products(inputs: Inputs, kind: str):
 
 def candidates(device: str) -> dict[str, Candidate]:
     """Everything that computes this loss on `device`."""
-    eager = yardsticks.eager_itc_loss
+    eager = baselines.eager_itc_loss
     return {
         OURS: of_function(tw.itc_loss),
         PRODUCTS: Candidate(products, matrices(1.5, "B", "Q")),
         EAGER: of_function(eager, matrices(8.5, "B", "Q")),
-        "torch.compile": of_function(yardsticks.compiled(eager), matrices(6, "B", "Q")),
+        "torch.compile": of_function(baselines.compiled(eager), matrices(6, "B", "Q")),
     }
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks import yardsticks
-from benchmarks.measure import Call
-from benchmarks.registry import (
+from benchmarks import baselines
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     FORWARD,
     OURS,
     PRODUCTS,
@@ -109,7 +109,7 @@ def products(inputs: Inputs, kind: str) -> Call:
 
 def lucidrains(inputs: Inputs, kind: str) -> Call:
     """The search of a quantiser that does not learn."""
-    quantizer = yardsticks.lucidrains_quantizer(inputs["codebook"]).eval()
+    quantizer = baselines.lucidrains_quantizer(inputs["codebook"]).eval()
 
     def call():
         with torch.no_grad():
@@ -123,14 +123,14 @@ def candidates(device: str) -> dict[str, Candidate]:
     found = {
         OURS: of_function(lambda x, codebook: tw.nearest_code(x, codebook).index),
         PRODUCTS: Candidate(products, matrices(1, "N", "K")),
-        ADDMM: of_function(yardsticks.addmm_nearest_code),
-        "cdist": of_function(yardsticks.cdist_nearest_code, matrices(1.1, "N", "K")),
+        ADDMM: of_function(baselines.addmm_nearest_code),
+        "cdist": of_function(baselines.cdist_nearest_code, matrices(1.1, "N", "K")),
     }
-    if device == "cpu" and yardsticks.installed("faiss"):
-        found[FAISS] = of_function(yardsticks.faiss_nearest_code)
-    if device == "cpu" and yardsticks.installed("sklearn"):
-        found["scikit-learn"] = of_function(yardsticks.sklearn_nearest_code)
-    if yardsticks.installed("vector_quantize_pytorch"):
+    if device == "cpu" and baselines.installed("faiss"):
+        found[FAISS] = of_function(baselines.faiss_nearest_code)
+    if device == "cpu" and baselines.installed("sklearn"):
+        found["scikit-learn"] = of_function(baselines.sklearn_nearest_code)
+    if baselines.installed("vector_quantize_pytorch"):
         found["lucidrains"] = Candidate(lucidrains, matrices(5, "N", "K"))
     return found
 

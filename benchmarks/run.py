@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import plot, predict, registry, report
-from benchmarks.measure import (
+from benchmarks.harness import plot, predict, registry, report
+from benchmarks.harness.measure import (
     ROOT,
     Call,
     Spread,
@@ -23,8 +23,8 @@ from benchmarks.measure import (
     ratio,
     time_interleaved,
 )
-from benchmarks.registry import OURS, PRODUCTS, Candidate, Case, Inputs
-from benchmarks.report import MEASURED, Row
+from benchmarks.harness.registry import OURS, PRODUCTS, Candidate, Case, Inputs
+from benchmarks.harness.report import MEASURED, Row
 from tilewise._extension import build_info
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -89,13 +89,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def verify(op: str) -> bool:
-    """Whether tests/test_<op>.py exists and passes."""
-    path = ROOT / "tests" / f"test_{op}.py"
-    if not path.exists():
-        console.print(f"{path.name} does not exist")
+    """Whether there are tests of the op or module, and they pass."""
+    paths = [p for end in ("", "_*") for p in sorted(ROOT.glob(f"tests/*/test_{op}{end}.py"))]
+    if not paths:
+        console.print(f"there is no tests/*/test_{op}.py")
         return False
     console.print(f"testing {op} ...")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *map(str, paths)]
     tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if tests.returncode:
         console.print(tests.stdout[-3000:] + tests.stderr[-1000:], markup=False)

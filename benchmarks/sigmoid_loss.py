@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks import yardsticks
-from benchmarks.registry import (
+from benchmarks import baselines
+from benchmarks.harness.registry import (
     EAGER,
     OURS,
     PRODUCTS,
@@ -66,18 +66,18 @@ def candidates(device: str) -> dict[str, Candidate]:
     found = {
         OURS: of_function(tw.sigmoid_loss),
         PRODUCTS: Candidate(products, matrices(1, "B", "B")),
-        EAGER: of_function(yardsticks.eager_sigmoid_loss, matrices(6.4, "B", "B")),
+        EAGER: of_function(baselines.eager_sigmoid_loss, matrices(6.4, "B", "B")),
         "torch.compile": of_function(
-            yardsticks.compiled(yardsticks.eager_sigmoid_loss), matrices(1.3, "B", "B")
+            baselines.compiled(baselines.eager_sigmoid_loss), matrices(1.3, "B", "B")
         ),
     }
-    if yardsticks.installed("open_clip"):
-        found["open_clip"] = of_function(yardsticks.open_clip_sigmoid_loss, matrices(5.2, "B", "B"))
-        if yardsticks.open_clip_has_chunks():
-            chunked = functools.partial(yardsticks.open_clip_sigmoid_loss, chunk_size=1024)
+    if baselines.installed("open_clip"):
+        found["open_clip"] = of_function(baselines.open_clip_sigmoid_loss, matrices(5.2, "B", "B"))
+        if baselines.open_clip_has_chunks():
+            chunked = functools.partial(baselines.open_clip_sigmoid_loss, chunk_size=1024)
             found["open_clip chunked"] = of_function(chunked)
-    if device == "cuda" and yardsticks.installed("siglip_kernel"):
-        found["siglip_kernel"] = of_function(yardsticks.siglip_kernel_sigmoid_loss)
+    if device == "cuda" and baselines.installed("siglip_kernel"):
+        found["siglip_kernel"] = of_function(baselines.siglip_kernel_sigmoid_loss)
     return found
 
 

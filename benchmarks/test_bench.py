@@ -6,7 +6,7 @@ to publish come from `python -m benchmarks.run`, which interleaves the candidate
 
 import pytest
 
-from benchmarks import registry
+from benchmarks.harness import registry
 
 
 def _quick() -> list:

@@ -3,10 +3,9 @@
 import torch
 
 import tilewise as tw
-from benchmarks import nearest_code, yardsticks
-from benchmarks.measure import Call
-from benchmarks.nearest_code import flops, sized
-from benchmarks.registry import (
+from benchmarks import baselines, nearest_code
+from benchmarks.harness.measure import Call
+from benchmarks.harness.registry import (
     OURS,
     PRODUCTS,
     TRAINING,
@@ -16,6 +15,7 @@ from benchmarks.registry import (
     Inputs,
     matrices,
 )
+from benchmarks.nearest_code import flops, sized
 
 LUCIDRAINS = "lucidrains"
 
@@ -50,7 +50,7 @@ def ours(inputs: Inputs, kind: str) -> Call:
 
 def lucidrains(inputs: Inputs, kind: str) -> Call:
     """lucidrains' module, as it is by default."""
-    quantizer = yardsticks.lucidrains_quantizer(inputs["codebook"])
+    quantizer = baselines.lucidrains_quantizer(inputs["codebook"])
     quantizer._codebook.embed_avg.copy_(inputs["codebook"])
     return step(quantizer, inputs)
 
@@ -77,7 +77,7 @@ def products(inputs: Inputs, kind: str) -> Call:
 def candidates(device: str) -> dict[str, Candidate]:
     """The modules that there are."""
     found = {OURS: Candidate(ours), PRODUCTS: Candidate(products, matrices(1, "N", "K"))}
-    if yardsticks.installed("vector_quantize_pytorch"):
+    if baselines.installed("vector_quantize_pytorch"):
         found[LUCIDRAINS] = Candidate(lucidrains, matrices(6, "N", "K"))
     return found
 

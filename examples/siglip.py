@@ -24,12 +24,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from examples import large_batch, report
-from examples.data import SCENE_WORDS, Pairs, pairs, scenes, split
-from examples.large_batch import LOSSES
-from examples.retrieval import chance, nearest_pixel, recall
-from examples.towers import ImageTower, TextTower, Words
-from examples.training import Batches, load_checkpoint, machine, save_checkpoint, warmup_cosine
+from examples.common import large_batch, report
+from examples.common.data import SCENE_WORDS, Pairs, pairs, scenes, split
+from examples.common.large_batch import LOSSES
+from examples.common.retrieval import chance, nearest_pixel, recall
+from examples.common.towers import ImageTower, TextTower, Words
+from examples.common.training import (
+    Batches,
+    load_checkpoint,
+    machine,
+    save_checkpoint,
+    warmup_cosine,
+)
 
 
 class SigLip(nn.Module):

@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from examples import quantizer_cost, vqvae_report
-from examples import reconstruction as measure
-from examples.autoencoders import DIM, STRIDE, Autoencoder
-from examples.data import CREDIT, DIGITS_CREDIT, split, split_digits
-from examples.quantizer_cost import quantizer
-from examples.training import load_checkpoint, machine, save_checkpoint, warmup_cosine
+from examples.common import quantizer_cost, vqvae_report
+from examples.common import reconstruction as measure
+from examples.common.autoencoders import DIM, STRIDE, Autoencoder
+from examples.common.data import CREDIT, DIGITS_CREDIT, split, split_digits
+from examples.common.quantizer_cost import quantizer
+from examples.common.training import load_checkpoint, machine, save_checkpoint, warmup_cosine
 
 LEARNING = {"decay": 0.9, "kmeans_init": True, "threshold_ema_dead_code": 1.0}
 ABLATIONS = {

@@ -1,4 +1,4 @@
-"""The random stream of every room in Triton: Philox4x32-10, and the variates made of its words.
+"""The random stream of every backend in Triton: Philox4x32-10, and the variates made of its words.
 
 As `tilewise.reference._philox` has it, word for word. Logarithms and rotations are polynomials with
 fused products written out: a variate has the same bits in every kernel and for every tile, whatever

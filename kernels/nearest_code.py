@@ -244,12 +244,12 @@ def search(
 def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator[tuple]:
     """Slices of heads and rows whose workspace fits into WORKSPACE_BYTES, or one tile of rows."""
     padded = _common.round_up(rows, tile.rows)
-    room = padded * heads
+    fits = padded * heads
     if packed is not None:  # z, minima, bounds, norm, left
         row_bytes = 2 * packed.w.shape[2] + 4 * (packed.limits.shape[2] + BOUNDS.value) + 9
-        room = max(WORKSPACE_BYTES // (row_bytes * tile.rows), 1) * tile.rows
-    some_heads = min(max(room // padded, 1), 65535)  # what a grid can hold
-    pieces = triton.cdiv(padded, min(room, padded))  # of about the same size
+        fits = max(WORKSPACE_BYTES // (row_bytes * tile.rows), 1) * tile.rows
+    some_heads = min(max(fits // padded, 1), 65535)  # what a grid can hold
+    pieces = triton.cdiv(padded, min(fits, padded))  # of about the same size
     some_rows = _common.round_up(triton.cdiv(rows, pieces), tile.rows)
     for h in range(0, heads, some_heads):
         for r in range(0, rows, some_rows):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.contrastive_cases import DEVICE
+from tests.common.contrastive_cases import DEVICE
 
 if DEVICE == "cpu":  # before anything imports triton
     os.environ.setdefault("TRITON_INTERPRET", "1")

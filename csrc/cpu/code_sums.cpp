@@ -1,35 +1,104 @@
-// Sums of selected rows.
-#include "code_sums.h"
+// tilewise::code_sums on CPU: rows sorted by code, then each code's rows summed in their order.
+#include "simd/code_sums.h"
 
-#include <ATen/cpu/vec/vec.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "../ops.h"
 
 namespace tilewise {
-namespace CPU_CAPABILITY {
 namespace {
 
-template <typename T, typename Out>
-void sum(const SumRows& rows, Out* out) {
-  double sums[kSumColumns] = {};
-  const T* x = static_cast<const T*>(rows.x) + rows.column;
-  for (int64_t i = 0; i < rows.count; ++i) {
-    const T* row = x + rows.rows[i] * rows.stride;
-    if (rows.columns == kSumColumns) {  // a constant number of columns stays in registers
-      for (int64_t c = 0; c < kSumColumns; ++c) sums[c] += static_cast<Out>(row[c]);
-    } else {
-      for (int64_t c = 0; c < rows.columns; ++c) sums[c] += static_cast<Out>(row[c]);
+using at::Tensor;
+
+// The rows of each code, in ascending order: those of code k are order[begin[k]..begin[k + 1]).
+struct Segments {
+  std::vector<int64_t> begin, order;
+
+  Segments(const int64_t* index, int64_t rows, int64_t codes) : begin(codes + 1) {
+    for (int64_t i = 0; i < rows; ++i) {
+      TORCH_CHECK_VALUE(index[i] < codes, "index: expected less than num_codes = ", codes, ", got ",
+                        index[i]);
+      if (index[i] >= 0) ++begin[index[i] + 1];
+    }
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    order.resize(begin[codes]);
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (index[i] >= 0) order[next[index[i]]++] = i;
     }
   }
-  for (int64_t c = 0; c < rows.columns; ++c) out[c] = static_cast<Out>(sums[c]);
+};
+
+SumType sum_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return SumType::Double;
+    case at::kHalf:
+      return SumType::Half;
+    case at::kBFloat16:
+      return SumType::BFloat16;
+    default:
+      TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat,
+                       "x: float16, bfloat16, float32 or float64 expected, got ", x.scalar_type());
+      return SumType::Float;
+  }
+}
+
+constexpr int64_t kTaskElements = 65536;  // that a thread adds at least, about
+
+// A thread takes some columns of some codes. Which it takes changes no sum.
+void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const Tensor& sums) {
+  const int64_t codes = counts.size(0), dim = x.size(1);
+  const SumType type = sum_type(x);
+  const Segments segments(index.const_data_ptr<int64_t>(), x.size(0), codes);
+  auto* count = counts.mutable_data_ptr<int64_t>();
+  for (int64_t k = 0; k < codes; ++k) count[k] = segments.begin[k + 1] - segments.begin[k];
+
+  const int64_t strips = (dim + kSumColumns - 1) / kSumColumns;
+  const int64_t rows_each = segments.order.size() / std::max<int64_t>(codes, 1) + 1;
+  const int64_t grain = std::max<int64_t>(1, kTaskElements / (rows_each * kSumColumns));
+  at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task / strips, column = task % strips * kSumColumns;
+      const SumRows rows{type,
+                         x.const_data_ptr(),
+                         x.stride(0),
+                         column,
+                         std::min(kSumColumns, dim - column),
+                         segments.order.data() + segments.begin[k],
+                         count[k]};
+      TILEWISE_DISPATCH(sum_rows)(rows, sums.mutable_data_ptr(), k * dim + column);
+    }
+  });
 }
 
 }  // namespace
 
-void sum_rows(const SumRows& rows, void* out, int64_t at) {
-  if (rows.type == SumType::Double) return sum<double>(rows, static_cast<double*>(out) + at);
-  float* sums = static_cast<float*>(out) + at;
-  if (rows.type == SumType::Float) return sum<float>(rows, sums);
-  rows.type == SumType::Half ? sum<c10::Half>(rows, sums) : sum<c10::BFloat16>(rows, sums);
+std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64_t num_codes) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  TORCH_CHECK_VALUE(
+      x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) && index.size(1) == x.size(1),
+      "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ", index.sizes());
+  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index: int64 expected, got ",
+                   index.scalar_type());
+  const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor codes = index.contiguous();
+  const Tensor counts = at::empty({x.size(0), num_codes}, index.options());
+  const Tensor sums = at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(type));
+  for (int64_t h = 0; h < x.size(0); ++h) {
+    const Tensor rows = x.select(0, h);  // elements of a row must be side by side
+    sum_head(rows.stride(1) == 1 ? rows : rows.contiguous(), codes.select(0, h),
+             counts.select(0, h), sums.select(0, h));
+  }
+  return {counts, sums};
 }
 
-}  // namespace CPU_CAPABILITY
 }  // namespace tilewise

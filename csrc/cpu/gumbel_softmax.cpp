@@ -1,242 +1,153 @@
-// Vector kernel of gumbel_softmax: noise, exponentials and their sum while a row is in cache.
-#include "gumbel_softmax.h"
+// tilewise::gumbel_softmax and its gradient on CPU: checks and memory. The vector kernel is
+// cpu/gumbel_softmax.cpp.
+#include "simd/gumbel_softmax.h"
 
-#include <float.h>
-#include <math.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
-#include "noise.h"
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "simd/gumbel_argmax.h"
+#include "../ops.h"
+#include "rows_along.h"
 
 namespace tilewise {
-namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kGroupRows = 64;
+using at::Tensor;
 
-// Calls f(column, x, y, out) for 32 columns at a time: those of x and y, out being in y, or at the
-// end of a row copies, x's padded.
-template <typename F>
-TILEWISE_INLINE void for_steps(const float* x, float* y, int64_t cols, float padding, const F& f) {
-  int64_t col = 0;
-  for (; col + kStep <= cols; col += kStep) f(col, x + col, y + col, y + col);
-  if (col == cols) return;
-  const int64_t left = cols - col;
-  float a[kStep], b[kStep], out[kStep];
-  f(col, step_at(x + col, left, padding, a), step_at(y + col, left, 0.5f, b), out);
-  for (int64_t i = 0; i < left; ++i) y[col + i] = out[i];
+double checked_tau(const Tensor& tau) {
+  TORCH_CHECK_VALUE(tau.numel() == 1, "tau: expected one element, got ", tau.sizes());
+  const double value = tau.item<double>();
+  TORCH_CHECK_VALUE(!(value < 0), "tau: expected at least 0, got ", value);
+  return value;
 }
 
-// y = x + noise of the columns from `first`; returns their maximum. Random words and logarithms are
-// long chains: in loops of their own, more of each are under way at once.
-TILEWISE_INLINE float perturb(NoiseRow noise, const float* x, float* y, int64_t first,
-                              int64_t cols) {
-  for_steps(x, y, cols, 0.0f, [&](int64_t col, const float*, const float*, float* out) {
-    Floats u[2];
-    uniform_columns(noise, Stream::Gumbel, first + col, u);
-    for (int i = 0; i < 2; ++i) u[i].store(out + 16 * i);
+GumbelRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType type, uint64_t seed,
+                   int64_t row_offset, double tau) {
+  const bool is_double = type == at::kDouble;
+  // At the limits 0 / tau stays 0 and -infinity / tau stays -infinity.
+  const double least = is_double ? DBL_MIN : FLT_MIN, most = is_double ? DBL_MAX : FLT_MAX;
+  const double inverse = std::isnan(tau) ? tau : std::clamp(1 / tau, least, most);
+  return {is_double, piece.count, shape.cols, seed, noise_row(piece.first, row_offset), inverse};
+}
+
+// The columns' blocks, whose maxima the kernel notes.
+int64_t blocks(const RowsAlong& shape) { return (shape.cols + kSoftmaxBlock - 1) / kSoftmaxBlock; }
+
+Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
+               int64_t row_offset) {
+  const Tensor y = at::empty_like(logits, logits.options(), at::MemoryFormat::Contiguous);
+  const at::ScalarType type = compute_type(logits);
+  for_pieces(shape, type, {logits}, {y}, [&](const Piece& piece) {
+    std::vector<float> maxima(blocks(shape));
+    TILEWISE_DISPATCH(gumbel_softmax)
+    (rows_of(piece, shape, type, seed, row_offset, tau), piece.data[0], piece.data[1],
+     maxima.data());
   });
-  Floats most[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
-  for_steps(x, y, cols, -INFINITY, [&](int64_t, const float* logits, const float* u, float* out) {
-    for (int i = 0; i < 2; ++i) {
-      const Floats z = Floats::load(logits + 16 * i) + gumbel(Floats::load(u + 16 * i));
-      z.store(out + 16 * i);
-      most[i] = higher(z, most[i]);
-    }
-  });
-  return fold(higher(most[0], most[1]), Largest());
+  return y;
 }
 
-// y = exp((y - base) / tau); returns the sum.
-TILEWISE_INLINE float exponentials(float* y, int64_t cols, float base, float inverse_tau) {
-  Floats sum[2] = {Floats::all(0.0f), Floats::all(0.0f)};
-  for_steps(y, y, cols, -INFINITY, [&](int64_t, const float* in, const float*, float* out) {
-    for (int i = 0; i < 2; ++i) {
-      const Floats d = Floats::load(in + 16 * i) - Floats::all(base);
-      const Floats e = exp_nonpositive(d * Floats::all(inverse_tau));
-      e.store(out + 16 * i);
-      sum[i] = sum[i] + e;
-    }
-  });
-  return fold(sum[0] + sum[1], Add());
-}
-
-TILEWISE_INLINE void scale(float* y, int64_t cols, float factor) {
-  for_steps(y, y, cols, 0.0f, [&](int64_t, const float* in, const float*, float* out) {
-    for (int i = 0; i < 2; ++i) {
-      (Floats::load(in + 16 * i) * Floats::all(factor)).store(out + 16 * i);
-    }
-  });
-}
-
-// Rows of one block. Each pass takes all of them, so that short rows do not wait for one another's
-// sums.
-void softmax_group(NoiseRow noise, const float* x, float* y, int64_t rows, int64_t cols,
-                   float inverse_tau) {
-  float most[kGroupRows], sum[kGroupRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    most[r] = perturb({noise.seed, noise.row + r}, x + r * cols, y + r * cols, 0, cols);
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    sum[r] = exponentials(y + r * cols, cols, most[r], inverse_tau);
-  }
-  for (int64_t r = 0; r < rows; ++r) scale(y + r * cols, cols, 1 / sum[r]);
-}
-
-// A row of several blocks. Each is scaled by the maximum so far; at the end, by what that was short
-// of the row's.
-void softmax_long_row(NoiseRow noise, const float* x, float* y, int64_t cols, double inverse_tau,
-                      float* maxima) {
-  const float inverse = static_cast<float>(inverse_tau);
-  float most = -INFINITY;
-  double sum = 0;
-  for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
-    const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
-    const float before = most;
-    most = Largest()(perturb(noise, x + col, y + col, col, n), before);
-    *maxima++ = most;
-    if (most == -INFINITY) {  // all masked so far
-      for (int64_t i = col; i < col + n; ++i) sum += y[i] = y[i] == -INFINITY ? 0.0f : NAN;
-      continue;
-    }
-    if (sum != 0) sum *= ::exp((static_cast<double>(before) - most) * inverse_tau);
-    sum += exponentials(y + col, n, most, inverse);
-  }
-  while (cols > 0) {
-    const int64_t n = (cols - 1) % kSoftmaxBlock + 1;
-    cols -= n;
-    double factor = 1 / sum;  // a row of only -inf: 0 * infinity
-    if (*--maxima != most) {
-      factor *= ::exp((static_cast<double>(*maxima) - most) * inverse_tau);
-    }
-    scale(y + cols, n, static_cast<float>(factor));
-  }
-}
-
-void softmax_rows(const GumbelRows& rows, const float* x, float* y, float* maxima) {
-  const int64_t cols = rows.cols;
-  if (cols > kSoftmaxBlock) {
-    for (int64_t r = 0; r < rows.rows; ++r) {
-      softmax_long_row({rows.seed, rows.first_row + r}, x + r * cols, y + r * cols, cols,
-                       rows.inverse_tau, maxima);
-    }
-    return;
-  }
-  int64_t group = kSoftmaxBlock / cols < kGroupRows ? kSoftmaxBlock / cols : kGroupRows;
-  for (int64_t r = 0; r < rows.rows; r += group) {
-    if (group > rows.rows - r) group = rows.rows - r;
-    softmax_group({rows.seed, rows.first_row + r}, x + r * cols, y + r * cols, group, cols,
-                  static_cast<float>(rows.inverse_tau));
-  }
-}
-
-// The same in float64, of float32 noise.
-void softmax_rows(const GumbelRows& rows, const double* x, double* y, float*) {
-  const int64_t cols = rows.cols;
-  for (int64_t r = 0; r < rows.rows; ++r, x += cols, y += cols) {
-    double most = -INFINITY, sum = 0;
-    for (int64_t col = 0; col < cols; col += kStep) {
-      float g[kStep];
-      gumbel_step({rows.seed, rows.first_row + r}, Stream::Gumbel, col, g);
-      for (int64_t i = col; i < cols && i < col + kStep; ++i) {
-        y[i] = x[i] + g[i - col];
-        if (y[i] > most) most = y[i];
-      }
-    }
-    for (int64_t i = 0; i < cols; ++i) sum += y[i] = ::exp((y[i] - most) * rows.inverse_tau);
-    for (int64_t i = 0; i < cols; ++i) y[i] /= sum;
-  }
-}
-
-TILEWISE_INLINE double dot(const float* a, const float* b, int64_t cols) {
-  double total = 0;
-  for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
-    const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
-    Floats sum[2] = {Floats::all(0.0f), Floats::all(0.0f)};
-    int64_t j = col;
-    for (; j + kStep <= col + n; j += kStep) {
-      for (int i = 0; i < 2; ++i) {
-        sum[i] = multiply_add(Floats::load(a + j + 16 * i), Floats::load(b + j + 16 * i), sum[i]);
-      }
-    }
-    total += fold(sum[0] + sum[1], Add());
-    for (; j < col + n; ++j) total += a[j] * b[j];
-  }
-  return total;
-}
-
-TILEWISE_INLINE double dot(const double* a, const double* b, int64_t cols) {
-  double total = 0;
-  for (int64_t j = 0; j < cols; ++j) total += a[j] * b[j];
-  return total;
-}
-
-// Sum of -y * (grad - mean) * log(y): tau times the gradient of tau. A perturbed logit is
-// tau * log(y) and a constant of its row, which drops out.
-TILEWISE_INLINE double tau_sum(const float* grad, const float* y, int64_t cols, float mean) {
-  double total = 0;
-  for (int64_t first = 0; first < cols; first += kSoftmaxBlock) {
-    Floats sum = Floats::all(0.0f);
-    for (int64_t col = first; col < cols && col < first + kSoftmaxBlock; col += kStep) {
-      float copies[2][kStep];
-      const float* g = step_at(grad + col, cols - col, mean, copies[0]);
-      const float* p = step_at(y + col, cols - col, 0.0f, copies[1]);
-      for (int i = 0; i < 2; ++i) {
-        const Floats v = Floats::load(p + 16 * i);
-        const Floats log = minus_log(higher(v, Floats::all(FLT_MIN)));  // 0 * log(0) is 0
-        sum = multiply_add(v * (Floats::load(g + 16 * i) - Floats::all(mean)), log, sum);
-      }
-    }
-    total += fold(sum, Add());
-  }
-  return total;
-}
-
-TILEWISE_INLINE double tau_sum(const double* grad, const double* y, int64_t cols, double mean) {
-  double total = 0;
-  for (int64_t j = 0; j < cols; ++j) {
-    total -= y[j] * (grad[j] - mean) * ::log(y[j] < DBL_MIN ? DBL_MIN : y[j]);
-  }
-  return total;
-}
-
+// Only indices are computed; the rest is 0.
 template <typename T>
-void gradient_rows(const GumbelRows& rows, const T* grad, const T* y, T* d_x, double* d_tau) {
-  const T inverse = static_cast<T>(rows.inverse_tau);
-  for (int64_t r = 0; r < rows.rows; ++r, grad += rows.cols, y += rows.cols, d_x += rows.cols) {
-    const T mean = static_cast<T>(dot(y, grad, rows.cols));
-    if (d_tau) d_tau[r] = tau_sum(grad, y, rows.cols, mean) * rows.inverse_tau;
-    for (int64_t j = 0; j < rows.cols; ++j) d_x[j] = y[j] * (grad[j] - mean) * inverse;
-  }
+void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset,
+             const Tensor& y) {
+  T* out = y.mutable_data_ptr<T>();
+  const at::ScalarType type = compute_type(logits);
+  for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
+    const ArgmaxRows rows{type == at::kDouble,
+                          piece.data[0],
+                          piece.count,
+                          shape.cols,
+                          1,
+                          seed,
+                          noise_row(piece.first, row_offset)};
+    std::vector<int64_t> index(piece.count);
+    Perturbed heap;
+    TILEWISE_DISPATCH(gumbel_argmax)(rows, &heap, index.data(), nullptr, true);
+    for (int64_t i = 0; i < piece.count; ++i) {
+      const int64_t row = piece.first + i;
+      T* first = out + row / shape.inner * shape.cols * shape.inner + row % shape.inner;
+      if (index[i] >= 0) {
+        first[index[i] * shape.inner] = 1;
+        continue;
+      }
+      for (int64_t col = 0; col < shape.cols; ++col) first[col * shape.inner] = NAN;
+    }
+  });
+}
+
+Tensor one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset) {
+  const Tensor y = at::zeros(logits.sizes(), logits.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "one_hot",
+                                  [&] { one_hot<scalar_t>(logits, shape, seed, row_offset, y); });
+  return y;
 }
 
 }  // namespace
 
-void gumbel_softmax(const GumbelRows& rows, const void* x, void* y, float* maxima) {
-  const FlushDenormals flush;
-  rows.is_double
-      ? softmax_rows(rows, static_cast<const double*>(x), static_cast<double*>(y), maxima)
-      : softmax_rows(rows, static_cast<const float*>(x), static_cast<float*>(y), maxima);
+Tensor gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& seed,
+                      int64_t row_offset, int64_t dim, bool hard) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const RowsAlong shape = rows_along("logits", logits, dim);
+  const double t = checked_tau(tau);
+  const uint64_t key = random_key(seed);
+  return hard || t == 0 ? one_hot(logits, shape, key, row_offset)
+                        : relaxed(logits, shape, t, key, row_offset);
 }
 
-void softmax_gradient(const GumbelRows& rows, const void* grad, const void* y, void* d_x,
-                      double* d_tau) {
-  const FlushDenormals flush;
-  rows.is_double ? gradient_rows(rows, static_cast<const double*>(grad),
-                                 static_cast<const double*>(y), static_cast<double*>(d_x), d_tau)
-                 : gradient_rows(rows, static_cast<const float*>(grad),
-                                 static_cast<const float*>(y), static_cast<float*>(d_x), d_tau);
+std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Tensor& saved,
+                                                   const Tensor& tau, const Tensor& seed,
+                                                   int64_t row_offset, int64_t dim, bool hard,
+                                                   bool need_tau) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const RowsAlong shape = rows_along("saved", saved, dim);
+  TORCH_CHECK_VALUE(grad.sizes() == saved.sizes(), "grad: expected ", saved.sizes(), ", got ",
+                    grad.sizes());
+  const double t = checked_tau(tau);
+  const uint64_t key = random_key(seed);
+  const at::ScalarType type = compute_type(saved);
+  const Tensor d_logits = at::empty_like(saved, saved.options(), at::MemoryFormat::Contiguous);
+  std::vector<double> d_tau(need_tau ? shape.rows() : 0);
+  for_pieces(shape, type, {grad, saved}, {d_logits}, [&](const Piece& piece) {
+    const GumbelRows rows = rows_of(piece, shape, type, key, row_offset, t);
+    std::vector<float> maxima(blocks(shape));
+    const auto differentiate = [&](const GumbelRows& part, int64_t row, const void* g,
+                                   const void* y, void* d_x) {
+      TILEWISE_DISPATCH(softmax_gradient)
+      (part, g, y, d_x, need_tau ? d_tau.data() + row : nullptr);
+    };
+    if (!hard) {
+      differentiate(rows, piece.first, piece.data[0], piece.data[1], piece.data[2]);
+      return;
+    }
+    // The relaxed sample of one row at a time.
+    const int64_t bytes = shape.cols * (rows.is_double ? sizeof(double) : sizeof(float));
+    std::vector<char> y(bytes);
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      GumbelRows row = rows;
+      row.rows = 1;
+      row.first_row += r;
+      const auto at = [&](int operand) {
+        return static_cast<char*>(piece.data[operand]) + r * bytes;
+      };
+      TILEWISE_DISPATCH(gumbel_softmax)(row, at(1), y.data(), maxima.data());
+      differentiate(row, piece.first + r, at(0), y.data(), at(2));
+    }
+  });
+  double total = 0;  // in the order of rows
+  for (const double part : d_tau) total += part;
+  const auto options = tau.options();
+  return {d_logits, need_tau ? at::scalar_tensor(total, options) : at::empty({0}, options)};
 }
 
-void stream_words(uint64_t seed, uint64_t row, int64_t cols, uint32_t op, uint32_t* out) {
-  for (int64_t col = 0; col < cols; col += kStep) {
-    Words c[4];
-    random_words({seed, row}, col, static_cast<Stream>(op), c);
-    const Words a = beside(c[0], c[1]), b = beside(c[2], c[3]);
-    uint32_t words[kStep];
-    columns<false>(a, b).as<Wide<uint32_t>>().store(words);
-    columns<true>(a, b).as<Wide<uint32_t>>().store(words + 16);
-    for (int64_t i = col; i < cols && i < col + kStep; ++i) out[i] = words[i - col];
-  }
-}
-
-}  // namespace CPU_CAPABILITY
 }  // namespace tilewise

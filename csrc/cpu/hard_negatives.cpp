@@ -1,106 +1,91 @@
-// Vector kernel of hard_negatives: each logit is perturbed twice, for its row and for its column.
-#include "hard_negatives.h"
+// tilewise::hard_negatives on CPU: the tiles of clip_loss, without gradients. The vector kernel is
+// cpu/hard_negatives.cpp.
+#include "simd/hard_negatives.h"
 
-#include <math.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
 
-#include "line.h"
-#include "noise.h"
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "contrast.h"
+#include "../ops.h"
+#include "rows_along.h"
 
 namespace tilewise {
-namespace CPU_CAPABILITY {
 namespace {
 
-// The largest perturbed logits of the columns, and the rows that have them: small integers.
-struct Columns {
-  Line<float> value, row;
+using at::Tensor;
+
+// What one block gives.
+struct Part {
+  Block block;
+  std::vector<Best> texts, images;
 };
 
-// Logits of a row, -inf where they match.
-template <typename T>
-TILEWISE_INLINE void read_row(const NegativesBlock& block, int64_t i, Line<T>& z) {
-  read_logits(static_cast<const T*>(block.dots) + i * block.stride, block.cols,
-              padded(block.cols, kStep), block.scale, z);
-  for (int64_t p = block.begin[i]; p < block.begin[i + 1]; ++p) {
-    z.at[block.positives[p]] = -INFINITY;
+// Blocks of a row come in the order of their columns, so that of equals the first one stays.
+void merge(const std::vector<Best>& part, int64_t first, std::vector<Best>& all) {
+  for (size_t i = 0; i < part.size(); ++i) {
+    if (part[i].value > all[first + i].value) all[first + i] = part[i];
   }
 }
 
-TILEWISE_INLINE void load(const float* x, Floats (&out)[2]) {
-  for (int i = 0; i < 2; ++i) out[i] = Floats::load(x + 16 * i);
-}
-
-void raise(const NegativesBlock& block, int64_t i, const Line<float>& z, Best& text,
-           Columns& images) {
-  const NoiseRow noise{block.seed, block.noise_row + i};
-  float best = static_cast<float>(text.value);
-  for (int64_t j = 0; j < block.cols; j += kStep) {
-    Floats logits[2], perturbed[2], value[2];
-    load(z.at + j, logits);
-    load(images.value.at + j, value);
-    const Floats threshold[2] = {Floats::all(best), Floats::all(best)};
-    const uint32_t better =
-        candidates(noise, Stream::NegativeTexts, logits, block.col + j, threshold, perturbed);
-    if (better) {
-      text.index = block.col + j + place_of_largest(perturbed, better, best);
-      text.value = best;
-    }
-    if (!candidates(noise, Stream::NegativeImages, logits, block.col + j, value, perturbed)) {
-      continue;
-    }
-    const Floats row = Floats::all(static_cast<float>(i));
-    for (int k = 0; k < 2; ++k) {
-      float* at = images.row.at + j + 16 * k;
-      if_less(value[k], perturbed[k], row, Floats::load(at)).store(at);
-      if_less(value[k], perturbed[k], perturbed[k], value[k]).store(images.value.at + j + 16 * k);
-    }
-  }
-}
-
-void raise_columns(const NegativesBlock& block, Best* texts, Best* images) {
-  Columns columns;
-  Line<float> z;
-  for (int64_t j = 0; j < padded(block.cols, kStep); ++j) {
-    columns.value.at[j] = j < block.cols ? static_cast<float>(images[j].value) : INFINITY;
-    columns.row.at[j] = -1;
-  }
-  for (int64_t i = 0; i < block.rows; ++i) {
-    read_row(block, i, z);
-    raise(block, i, z, texts[i], columns);
-  }
-  for (int64_t j = 0; j < block.cols; ++j) {
-    if (columns.row.at[j] < 0) continue;
-    images[j] = {columns.value.at[j], block.row + static_cast<int64_t>(columns.row.at[j])};
-  }
-}
-
-TILEWISE_INLINE void raise_one(double value, int64_t index, Best& best) {
-  if (value > best.value) best = {value, index};
-}
-
-// The sums are float64: the noise is added to what the logits are.
-void raise_exactly(const NegativesBlock& block, Best* texts, Best* images) {
-  Line<double> z;
-  for (int64_t i = 0; i < block.rows; ++i) {
-    read_row(block, i, z);
-    const NoiseRow noise{block.seed, block.noise_row + i};
-    for (int64_t first = 0; first < block.cols; first += kStep) {
-      float forth[kStep], back[kStep];
-      gumbel_step(noise, Stream::NegativeTexts, block.col + first, forth);
-      gumbel_step(noise, Stream::NegativeImages, block.col + first, back);
-      for (int64_t j = first; j < block.cols && j < first + kStep; ++j) {
-        raise_one(z.at[j] + forth[j - first], block.col + j, texts[i]);
-        raise_one(z.at[j] + back[j - first], block.row + i, images[j]);
-      }
-    }
-  }
+Tensor indices(const std::vector<Best>& best, const Tensor& like) {
+  const Tensor out =
+      at::empty({static_cast<int64_t>(best.size())}, like.options().dtype(at::kLong));
+  auto* index = out.mutable_data_ptr<int64_t>();
+  for (const Best& b : best) *index++ = b.index;
+  return out;
 }
 
 }  // namespace
 
-void hard_negatives(const NegativesBlock& block, Best* texts, Best* images) {
-  const FlushDenormals flush;
-  block.is_double ? raise_exactly(block, texts, images) : raise_columns(block, texts, images);
+std::tuple<Tensor, Tensor> hard_negatives(const Tensor& image_features, const Tensor& text_features,
+                                          const Tensor& logit_scale,
+                                          std::optional<int64_t> positives,
+                                          const std::optional<Tensor>& image_ids,
+                                          const std::optional<Tensor>& text_ids, const Tensor& seed,
+                                          int64_t row_offset) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const Features features(image_features, text_features);
+  const Positives matches = positives_of(features, positives, image_ids, text_ids);
+  const double scale = one_element("logit_scale", logit_scale);
+  const uint64_t key = random_key(seed);
+  std::vector<Best> texts(image_features.size(0)), images(text_features.size(0));
+  std::vector<Part> parts(most_blocks(features));
+  for_tiles(
+      features, nullptr,
+      [&](const Block& block, const Tensor& dots, const Tensor&) {
+        Part& part = parts[block.index];
+        part.block = block;
+        // What was found in earlier tiles spares most of the logarithms.
+        part.texts.assign(texts.begin() + block.row, texts.begin() + block.row + block.rows);
+        part.images.assign(images.begin() + block.col, images.begin() + block.col + block.cols);
+        const Positives::InBlock pairs = matches.in_block(block);
+        const NegativesBlock b{dots.scalar_type() == at::kDouble,
+                               dots.const_data_ptr(),
+                               block.rows,
+                               block.cols,
+                               dots.stride(0),
+                               pairs.begin.data(),
+                               pairs.cols.data(),
+                               scale,
+                               key,
+                               noise_row(block.row, row_offset),
+                               block.row,
+                               block.col};
+        TILEWISE_DISPATCH(hard_negatives)(b, part.texts.data(), part.images.data());
+      },
+      [&](const Block& tile) {
+        for (int64_t k = 0; k < tile.index; ++k) {
+          merge(parts[k].texts, parts[k].block.row, texts);
+          merge(parts[k].images, parts[k].block.col, images);
+        }
+      });
+  return {indices(texts, image_features), indices(images, text_features)};
 }
 
-}  // namespace CPU_CAPABILITY
 }  // namespace tilewise

@@ -1,216 +1,401 @@
-// Quantisation, and the bounds that filters of nearest_code start from or compute in float32.
-#include "nearest_code.h"
+// tilewise::nearest_code on CPU: checks, the ladder of filters. docs/nearest_code.md explains it.
+#include "simd/nearest_code.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
 
-#include "lanes.h"
+#include "../ops.h"
+#include "pack_codebook.h"
+#include "rows.h"
 
 namespace tilewise {
-namespace CPU_CAPABILITY {
 namespace {
 
-// Calls take(d, integers) with 16 quantised elements at a time. Returns the norm of the rest.
-template <typename Take>
-TILEWISE_INLINE double quantize(const float* v, double norm, int64_t depth, double scale, int limit,
-                                const Take& take) {
-  const Floats unit = Floats::all(static_cast<float>(scale));
-  const Floats inverse = Floats::all(static_cast<float>(1.0 / scale));
-  const Floats high = Floats::all(static_cast<float>(limit)), low = Floats::all(0.0f) - high;
-  const Floats magic = Floats::all(0x1.8p23f);
-  Floats squares = Floats::all(0.0f);
-  for (int64_t d = 0; d < depth; d += 16) {
-    const Floats value = Floats::load(v + d);
-    const Floats shifted = higher(lower(value * inverse, high), low) + magic;
-    const Floats rest = value - (shifted - magic) * unit;
-    squares = squares + rest * rest;
-    take(d, shifted.as<Ints>() - magic.as<Ints>());  // an integer stands in the low bits
-  }
-  // Up, by the rounding of these lines, and of v to float.
-  const double residual = std::sqrt(fold(squares, Add())) * (1.0 + (depth + 32) * 0x1p-23);
-  return residual + (norm + residual) * 0x1p-21 + 0x1p-120;
+using at::Tensor;
+using Rows = std::vector<int64_t>;
+
+constexpr int64_t kChunkPanels = 64;      // panels that a block of rows meets at a time
+constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
+constexpr int64_t kLongestInt = 32768;    // elements of a row whose integer products fit in 32 bits
+constexpr int64_t kFewRows = 8;           // not worth packing a codebook for
+constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
+
+Metric metric_of(c10::string_view name) {
+  TORCH_CHECK_VALUE(name == "l2" || name == "cosine" || name == "dot",
+                    "metric: expected l2, cosine or dot, got ", name);
+  return name == "l2" ? Metric::L2 : name == "cosine" ? Metric::Cosine : Metric::Dot;
 }
 
-// The low bytes of 16 integers.
-TILEWISE_INLINE void store_bytes(const Ints& integers, void* out) {
-#if defined(CPU_CAPABILITY_AVX512)
-  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)integers.v[0]);
-  std::memcpy(out, &bytes, sizeof bytes);
-#elif defined(CPU_CAPABILITY_AVX2)
-  const __m256i mask = _mm256_set1_epi32(255);
-  const __m256i words =
-      _mm256_packus_epi32((__m256i)integers.v[0] & mask, (__m256i)integers.v[1] & mask);
-  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-  const __m128i bytes =
-      _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
-  std::memcpy(out, &bytes, sizeof bytes);
-#else
-  int32_t words[16];
-  integers.store(words);
-  for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(out)[i] = static_cast<uint8_t>(words[i]);
-#endif
-}
+// One head's search: where results go, and everything that the rungs share.
+struct Problem {
+  Search search;
+  Packed packed;
+  int64_t* index;   // (N, k)
+  float* distance;  // (N, k)
 
-// Elements that are summed at once: few, so that the bound is tight, and the codes of a panel stay
-// in the nearest cache while all rows of a block meet them.
-constexpr int64_t kDepth = 64;
-
-// Rows and vectors of codes whose sums fit into the registers.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kTileRows = 6, kTileVectors = 4;
-#elif defined(CPU_CAPABILITY_AVX2) || defined(__aarch64__)
-constexpr int kTileRows = 6, kTileVectors = 1;
-#else
-constexpr int kTileRows = 2, kTileVectors = 1;
-#endif
-
-// dots (rows, 64) += the products of some rows with some columns of codes (depth, 64).
-TILEWISE_INLINE void multiply_tile(const float* const (&rows)[kTileRows], const float* codes,
-                                   int64_t depth, float* const (&dots)[kTileRows]) {
-  Floats sums[kTileRows][kTileVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Floats::all(0.0f);
-  }
-  for (int64_t d = 0; d < depth; ++d) {
-    Floats b[kTileVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) b[v] = Floats::load(codes + d * kPanel + 16 * v);
-#pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r) {
-      const Floats a = Floats::all(rows[r][d]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = multiply_add(a, b[v], sums[r][v]);
+  void finish(const Row& row) const {
+    for (int64_t i = 0; i < search.k; ++i) {
+      index[row.index * search.k + i] = row.best_index[i];
+      distance[row.index * search.k + i] = static_cast<float>(row.best_distance[i]);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      (Floats::load(dots[r] + 16 * v) + sums[r][v]).store(dots[r] + 16 * v);
+};
+
+// Beyond this many exact comparisons a float32 product is the better way.
+int64_t group_limit(const Search& search) { return std::max<int64_t>(8, search.codes / 64); }
+
+// The rows of one task and its scratch memory.
+struct Space {
+  std::vector<Row> rows;
+  std::vector<Row*> order;
+  std::vector<double> best_distance;
+  std::vector<int64_t> best_index;
+  std::vector<Candidate> candidates;
+  std::vector<float> a;  // (count, padded_dim)
+  int64_t stride;  // of minima: not a power of two, whose rows would fall on the same cache lines
+  std::vector<float> minima;
+  std::vector<uint8_t> quads;
+  std::vector<int32_t> bias;
+  int64_t padded_dim;
+
+  Space(const Problem& problem, int64_t count, int64_t rows_per_block)
+      : rows(count),
+        order(count),
+        best_distance(count * problem.search.k),
+        best_index(count * problem.search.k),
+        candidates(rows_per_block + 2 * kGroups * kChunkPanels),
+        stride(kGroups * (std::min(kChunkPanels, problem.packed.panels) + 1)),
+        minima(rows_per_block * stride),
+        padded_dim((problem.search.dim + 15) / 16 * 16) {
+    a.resize(count * padded_dim);
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i].best_distance = best_distance.data() + i * problem.search.k;
+      rows[i].best_index = best_index.data() + i * problem.search.k;
     }
+  }
+
+  const float* a_of(const Row* row) const { return a.data() + (row - rows.data()) * padded_dim; }
+};
+
+// Rows that an earlier rung could not settle.
+class HardRows {
+ public:
+  void add(const Rows& rows) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    rows_.insert(rows_.end(), rows.begin(), rows.end());
+  }
+  const Rows& rows() const { return rows_; }
+
+ private:
+  std::mutex mutex_;
+  Rows rows_;
+};
+
+// Rows of similar size side by side, since a block's rows share a scale.
+void sort_by_size(Space& space, int64_t count) {
+  constexpr int kBuckets = 256;
+  int32_t top = 0;
+  for (int64_t i = 0; i < count; ++i) top = std::max(top, size_step(space.rows[i].largest));
+  std::array<int64_t, kBuckets + 1> place{};
+  const auto bucket = [&](const Row& row) {
+    return std::max(size_step(row.largest) - top + kBuckets - 1, 0);
+  };
+  for (int64_t i = 0; i < count; ++i) ++place[bucket(space.rows[i]) + 1];
+  std::partial_sum(place.begin(), place.end(), place.begin());
+  for (int64_t i = 0; i < count; ++i) space.order[place[bucket(space.rows[i])]++] = &space.rows[i];
+}
+
+// The largest element that a block's scale serves: rows far larger than the others would spoil it
+// for them, and go to the next rung.
+double block_range(Row* const* rows, int64_t count) {
+  double top = 0.0;
+  for (int64_t i = 0; i < count; ++i) top = std::max(top, rows[i]->largest);
+  const double typical = 4.0 * rows[count * 3 / 4]->largest;
+  return std::min(top > typical ? typical : top, kLargestElement);
+}
+
+// A block of rows through the integer filter.
+void search_block(const Problem& problem, Space& space, Row** rows, int64_t count, int limit) {
+  const Search& search = problem.search;
+  const Packed& packed = problem.packed;
+  const double range = block_range(rows, count);
+  const double scale = std::max(range / limit, 0x1p-40);
+  Parts parts{};  // the largest of the block
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i]->hard |= !(rows[i]->largest <= range);
+    if (rows[i]->hard) continue;
+    const double residual =
+        TILEWISE_DISPATCH(quantize_row)(space.a_of(rows[i]), rows[i]->length, packed.depth, scale,
+                                        limit, space.quads.data() + i * packed.depth);
+    parts.length = std::max(parts.length, (rows[i]->length + residual) * (1.0 + 0x1p-40));
+    parts.residual = std::max(parts.residual, residual);
+  }
+  const RowBlock block{rows, count, space.minima.data(), space.stride};
+  for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
+    const int64_t panels = std::min(kChunkPanels, packed.panels - p);
+    if (!TILEWISE_DISPATCH(integer_bias)(packed, p, panels, scale, parts, limit,
+                                         space.bias.data())) {
+      for (int64_t i = 0; i < count; ++i) rows[i]->hard = true;
+      return;
+    }
+    TILEWISE_DISPATCH(filter_integer)(packed, p, panels, space.quads.data(), scale,
+                                      space.bias.data(), block);
+    TILEWISE_DISPATCH(resolve)(search, packed, p, panels, group_limit(search), block,
+                               space.candidates.data());
   }
 }
 
-// dots (count, 64) = rows (count, dim) times the codes of a panel (dim, 64).
-void multiply_panel(const float* rows, int64_t rows_stride, int64_t count, const float* codes,
-                    int64_t dim, float* dots) {
-  std::memset(dots, 0, count * kPanel * sizeof(float));
-  for (int64_t begin = 0; begin < dim; begin += kDepth) {
-    const int64_t depth = dim - begin < kDepth ? dim - begin : kDepth;
-    for (int64_t i = 0; i < count; i += kTileRows) {
-      for (int64_t j = 0; j < kPanel; j += 16 * kTileVectors) {
-        const float* a[kTileRows];
-        float* out[kTileRows];
-        float unused[kPanel];
-        for (int r = 0; r < kTileRows; ++r) {  // beyond the last row, that row once more
-          const bool inside = i + r < count;
-          a[r] = rows + (inside ? i + r : count - 1) * rows_stride + begin;
-          out[r] = inside ? dots + (i + r) * kPanel + j : unused;
-        }
-        multiply_tile(a, codes + begin * kPanel + j, depth, out);
+// Writes the rows that are settled and returns the others.
+Rows finish_rows(const Problem& problem, const std::vector<Row>& rows, int64_t count) {
+  Rows hard;
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i].hard || rows[i].found < problem.search.k) {
+      hard.push_back(rows[i].index);
+    } else {
+      problem.finish(rows[i]);
+    }
+  }
+  return hard;
+}
+
+// Rows that are sorted by size together.
+void search_task(const Problem& problem, Space& space, const int64_t* rows, int64_t count,
+                 int limit) {
+  for (int64_t i = 0; i < count; ++i) {
+    space.rows[i].index = rows[i];
+    TILEWISE_DISPATCH(prepare_row)(problem.search, problem.packed, space.rows[i],
+                                   space.a.data() + i * space.padded_dim);
+  }
+  sort_by_size(space, count);
+  for (int64_t i = 0; i < count; i += kBlockRows) {
+    search_block(problem, space, space.order.data() + i, std::min(kBlockRows, count - i), limit);
+  }
+}
+
+// The integer rung.
+Rows search_integer(const Problem& problem, const Rows& rows) {
+  const int limit = TILEWISE_DISPATCH(filter_limit)();
+  if (limit == kNoFilter || problem.search.dim > kLongestInt) return rows;
+  const int64_t n = rows.size(), blocks = (n + kBlockRows - 1) / kBlockRows;
+  const int64_t row_bytes = problem.search.dim * static_cast<int64_t>(sizeof(float)) + 1;
+  const int64_t most = std::max<int64_t>(1, kTaskBytes / row_bytes / kBlockRows);
+  HardRows hard;
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t task_rows = std::min(most, end - begin) * kBlockRows;
+    Space space(problem, task_rows, kBlockRows);
+    space.quads.resize(kBlockRows * problem.packed.depth + 12);
+    space.bias.resize(kChunkPanels * kPanel);
+    int64_t seen = 0, failed = 0;
+    for (int64_t first = begin * kBlockRows; first < std::min(n, end * kBlockRows);
+         first += task_rows) {
+      const int64_t count = std::min({task_rows, n - first, end * kBlockRows - first});
+      if (seen >= 2 * kBlockRows && failed > seen / 2) {  // it does not help on this data
+        hard.add({rows.begin() + first, rows.begin() + first + count});
+        continue;
+      }
+      search_task(problem, space, rows.data() + first, count, limit);
+      const Rows left = finish_rows(problem, space.rows, count);
+      seen += count;
+      failed += left.size();
+      hard.add(left);
+    }
+  });
+  return hard.rows();
+}
+
+// The codes as they enter the float rung: (panels, dim, 64), in the panels' order.
+Tensor float_codes(const Problem& problem) {
+  const int64_t dim = problem.search.dim, panels = problem.packed.panels;
+  const Tensor codes = at::empty({panels, dim, kPanel}, at::kFloat);
+  auto* out = codes.mutable_data_ptr<float>();
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> row((dim + 15) / 16 * 16);
+    for (int64_t p = begin; p < end; ++p) {
+      TILEWISE_DISPATCH(pack_floats)(problem.search, problem.packed, p, row.data(),
+                                     out + p * dim * kPanel);
+    }
+  });
+  return codes;
+}
+
+// A slice of rows through the float rung.
+void search_slice(const Problem& problem, const float* codes, Space& space, const int64_t* rows,
+                  int64_t count) {
+  const Search& search = problem.search;
+  const Packed& packed = problem.packed;
+  std::vector<float> lengths(count);
+  for (int64_t i = 0; i < count; ++i) {
+    Row& row = space.rows[i];
+    row.index = rows[i];
+    float* a = space.a.data() + i * space.padded_dim;
+    TILEWISE_DISPATCH(prepare_row)(search, packed, row, a);
+    row.hard |= !(row.largest <= kLargestElement);
+    if (row.hard) std::fill(a, a + space.padded_dim, 0.0f);
+    lengths[i] = row.hard ? 0.0f : static_cast<float>(row.length * (1.0 + 0x1p-20));
+    space.order[i] = &row;
+  }
+  const RowBlock block{space.order.data(), count, space.minima.data(), space.stride};
+  for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
+    const int64_t panels = std::min(kChunkPanels, packed.panels - p);
+    TILEWISE_DISPATCH(filter_float)(packed, codes, search.dim, p, panels, space.a.data(),
+                                    space.padded_dim, lengths.data(), block);
+    TILEWISE_DISPATCH(resolve)(search, packed, p, panels, packed.codes, block,
+                               space.candidates.data());
+  }
+}
+
+// The float rung: rows whose codes integers cannot tell apart.
+Rows search_float(const Problem& problem, const Rows& rows) {
+  const int64_t n = rows.size();
+  if (n < kFewRows) return rows;
+  const Tensor codes = float_codes(problem);
+  const int64_t threads = at::get_num_threads();
+  const int64_t slice = std::min(kBlockRows, (n + threads - 1) / threads);
+  HardRows hard;
+  at::parallel_for(0, (n + slice - 1) / slice, 1, [&](int64_t begin, int64_t end) {
+    Space space(problem, slice, slice);
+    for (int64_t i = begin * slice; i < std::min(n, end * slice); i += slice) {
+      const int64_t count = std::min(slice, n - i);
+      search_slice(problem, codes.const_data_ptr<float>(), space, rows.data() + i, count);
+      hard.add(finish_rows(problem, space.rows, count));
+    }
+  });
+  return hard.rows();
+}
+
+// Every remaining row with every code, exactly. Few rows share the threads by codes.
+void search_exact(const Problem& problem, const Rows& rows) {
+  const Search& search = problem.search;
+  const int64_t n = rows.size(), k = search.k;
+  if (n == 0) return;
+  const int64_t threads = at::get_num_threads();
+  const int64_t parts =
+      std::clamp<int64_t>((4 * threads + n - 1) / n, 1, (search.codes + 1023) / 1024);
+  const int64_t length = (search.codes + parts - 1) / parts;
+  std::vector<Row> found(n * parts);
+  std::vector<double> distance(n * parts * k);
+  std::vector<int64_t> index(n * parts * k);
+  const int64_t grain = std::max<int64_t>(1, 65536 / (length * (search.dim + 16)));
+  at::parallel_for(0, n * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Row& row = found[i];
+      row = Row{};
+      row.index = rows[i / parts];
+      row.best_distance = distance.data() + i * k;
+      row.best_index = index.data() + i * k;
+      const int64_t first = i % parts * length;
+      TILEWISE_DISPATCH(compare_all)(search, first, std::min(first + length, search.codes), row);
+    }
+  });
+  for (int64_t i = 0; i < n; ++i) {
+    Row& row = found[i * parts];
+    for (int64_t part = 1; part < parts; ++part) {
+      const Row& other = found[i * parts + part];
+      for (int64_t e = 0; e < other.found; ++e) {
+        TILEWISE_DISPATCH(insert)(k, other.best_distance[e], other.best_index[e], row);
       }
     }
+    problem.finish(row);
   }
 }
 
-// A lower bound of the scores of 16 codes from their products, whose error is below margin *
-// length[j].
-TILEWISE_INLINE Floats float_bound(const Packed& packed, int64_t slot, const Floats& dots,
-                                   const Floats& margin) {
-  const Floats tiny = Floats::all((packed.depth + 8) * 0x1p-126f);  // products that underflow
-  const Floats bias = Floats::load(packed.bias + slot) * Floats::all(1.0f - 0x1p-21f);
-  return bias - dots - (Floats::load(packed.length + slot) * margin + tiny);
+void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t k,
+                 const Rows& rows, const std::optional<Tensor>& packed, int64_t* index,
+                 float* distance) {
+  const Tensor x_rows = readable(x), codes = readable(codebook);
+  Problem problem{{metric, k, codes.size(0), codes.size(1), matrix_of(x_rows), matrix_of(codes)}};
+  problem.index = index;
+  problem.distance = distance;
+  const int64_t n = rows.size();
+  if (!packed && (n < kFewRows || problem.search.codes <= kPanel / 2)) {
+    const bool cosine = metric == Metric::Cosine;
+    const std::vector<double> norms = cosine ? exact_norms(problem.search) : std::vector<double>();
+    if (cosine) problem.search.norms = norms.data();
+    return search_exact(problem, rows);
+  }
+  const Tensor pack = packed ? *packed : pack_codes(problem.search);
+  problem.packed = packed_view(pack, problem.search);
+  problem.search.norms = problem.packed.norms;
+  if (problem.packed.codes < k || needs_exact_search(pack)) return search_exact(problem, rows);
+  search_exact(problem, search_float(problem, search_integer(problem, rows)));
+}
+
+Rows wanted_rows(const std::optional<Tensor>& mask, int64_t head, int64_t n) {
+  Rows rows;
+  rows.reserve(n);
+  const bool* wanted = mask ? mask->const_data_ptr<bool>() + head * n : nullptr;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!wanted || wanted[i]) rows.push_back(i);
+  }
+  return rows;
+}
+
+void check(const Tensor& x, const Tensor& codebook, int64_t k, const std::optional<Tensor>& mask) {
+  TORCH_CHECK_VALUE(x.dim() == 3 && codebook.dim() == 3 && x.size(0) == codebook.size(0) &&
+                        x.size(2) == codebook.size(2),
+                    "x (H, N, D) and codebook (H, K, D) expected, got ", x.sizes(), " and ",
+                    codebook.sizes());
+  TORCH_CHECK_TYPE(x.is_floating_point() && codebook.is_floating_point(),
+                   "x and codebook: floating dtypes expected, got ", x.scalar_type(), " and ",
+                   codebook.scalar_type());
+  TORCH_CHECK_VALUE(k >= 1 && k <= kMaxK && k <= codebook.size(1), "k: 1 to ", kMaxK,
+                    " and at most K expected, got ", k);
+  TORCH_CHECK_VALUE(!mask || (mask->scalar_type() == at::kBool && mask->dim() == 2 &&
+                              mask->size(0) == x.size(0) && mask->size(1) == x.size(1)),
+                    "mask: bool (H, N) expected");
 }
 
 }  // namespace
 
-double quantize_row(const float* v, double norm, int64_t depth, double scale, int limit,
-                    uint8_t* q) {
-  const Ints offset = Ints::all(limit + 1);
-  return quantize(v, norm, depth, scale, limit,
-                  [&](int64_t d, const Ints& integers) { store_bytes(integers + offset, q + d); });
-}
-
-double quantize_code(const float* v, double norm, int64_t depth, double scale, int limit,
-                     int8_t* quads, int32_t& sum) {
-  Ints sums = Ints::all(0);
-  const double residual =
-      quantize(v, norm, depth, scale, limit, [&](int64_t d, const Ints& integers) {
-        int8_t bytes[16];
-        store_bytes(Ints::all(0) - integers, bytes);
-        for (int64_t i = 0; i < 16 && d + i < depth; i += 4) {
-          std::memcpy(quads + (d + i) * kPanel, bytes + i, 4);
-        }
-        sums = sums + integers;
-      });
-  sum = fold(sums, Add());
-  return residual;
-}
-
-bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, double row_scale,
-                  const Parts& parts, int limit, int32_t* bias) {
-  const Floats length = Floats::all(static_cast<float>(parts.length * (1.0 + 0x1p-20)));
-  const Floats residual = Floats::all(static_cast<float>(parts.residual * (1.0 + 0x1p-20)));
-  const Floats highest = Floats::all(0x1p30f), lowest = Floats::all(-0x1p30f);
-  const Floats rounding = Floats::all(0x1p-21f), two = Floats::all(2.0f);
-  const Ints offset = Ints::all(limit + 1), none = Ints::all(0), one = Ints::all(1);
-  Ints valid = one;
-  for (int64_t p = 0; p < panels; ++p) {
-    const Floats inverse =
-        Floats::all(static_cast<float>(1.0 / (row_scale * packed.scales[first_panel + p])));
-    for (int64_t j = p * kPanel; j < (p + 1) * kPanel; j += 16) {
-      const int64_t at = first_panel * kPanel + j;
-      const Floats square = Floats::load(packed.bias + at);
-      const Floats margin =
-          Floats::load(packed.residual + at) * length + Floats::load(packed.length + at) * residual;
-      // Rounded down: less the rounding of this line and of the conversion.
-      Floats bound = (square - margin - (square + margin) * rounding) * inverse - two;
-      valid = valid & if_less(lowest, bound, one, none);  // NaN is not
-      bound = if_less(bound, highest, bound, highest);    // also where it is infinite
-      (convert<int32_t>(bound) + Ints::load(packed.sums + at) * offset).store(bias + j);
-    }
+std::tuple<Tensor, Tensor> nearest_code(const Tensor& x, const Tensor& codebook,
+                                        c10::string_view metric, int64_t k,
+                                        const std::optional<Tensor>& mask,
+                                        const std::optional<Tensor>& packed) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, codebook, k, mask);
+  const int64_t heads = x.size(0), n = x.size(1);
+  const std::optional<Tensor> wanted = mask ? std::optional(mask->contiguous()) : std::nullopt;
+  const Tensor index = at::empty({heads, n, k}, x.options().dtype(at::kLong));
+  const Tensor distance = at::empty({heads, n, k}, x.options().dtype(at::kFloat));
+  if (mask) {  // what stays of the rows that are left out
+    index.fill_(-1);
+    distance.zero_();
   }
-  return fold(valid, Smallest()) == 1;
-}
-
-void pack_floats(const Search& search, const Packed& packed, int64_t panel, float* row,
-                 float* out) {
-  for (int64_t i = 0; i < kPanel; ++i) {
-    const int64_t slot = panel * kPanel + i;
-    if (slot < packed.codes) {
-      const int64_t j = packed.order[slot];
-      const double norm = search.norms ? search.norms[j] : 1.0;
-      const Transform how = code_transform(search, norm, packed.centre, packed.size);
-      transform(search.codebook, j, search.dim, how, row);
-    }
-    for (int64_t d = 0; d < search.dim; ++d) {
-      out[d * kPanel + i] = slot < packed.codes ? row[d] : 0.0f;
-    }
+  for (int64_t h = 0; h < heads; ++h) {
+    const auto pack = packed ? std::optional(packed->select(0, h)) : std::nullopt;
+    search_head(x.select(0, h), codebook.select(0, h), metric_of(metric), k,
+                wanted_rows(wanted, h, n), pack, index.mutable_data_ptr<int64_t>() + h * n * k,
+                distance.mutable_data_ptr<float>() + h * n * k);
   }
+  return {index, distance};
 }
 
-void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,
-                  int64_t panels, const float* rows, int64_t rows_stride, const float* lengths,
-                  const RowBlock& block) {
-  const float relative =
-      (kMultiplyAddRoundings * (dim < kDepth ? dim : kDepth) + dim / kDepth + 16) * 0x1p-24f;
-  alignas(64) float dots[kBlockRows * kPanel];
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t slots = (first_panel + p) * kPanel;
-    multiply_panel(rows, rows_stride, block.count, codes + slots * dim, dim, dots);
-    for (int64_t i = 0; i < block.count; ++i) {
-      const Floats margin = Floats::all(lengths[i] * relative);
-      Floats low = Floats::all(INFINITY);
-      for (int64_t j = 0; j < kPanel; j += 16) {
-        const Floats dot = Floats::load(dots + i * kPanel + j);
-        low = lower(float_bound(packed, slots + j, dot, margin), low);
-      }
-      low.store(block.minima + i * block.stride + p * kGroups);
-    }
+Tensor pack_codebook(const Tensor& codebook, c10::string_view metric) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  std::vector<Tensor> heads;
+  for (int64_t h = 0; h < codebook.size(0); ++h) {
+    const Tensor codes = readable(codebook.select(0, h));
+    heads.push_back(pack_codes(
+        {metric_of(metric), 1, codes.size(0), codes.size(1), Matrix{}, matrix_of(codes)}));
   }
+  int64_t longest = 0;
+  for (const Tensor& head : heads) longest = std::max(longest, head.numel());
+  const Tensor result = at::empty({codebook.size(0), longest}, at::kByte);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    result.select(0, h).narrow(0, 0, heads[h].numel()).copy_(heads[h]);
+  }
+  return result;
 }
 
-}  // namespace CPU_CAPABILITY
 }  // namespace tilewise

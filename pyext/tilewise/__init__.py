@@ -1,7 +1,7 @@
 """Drop-in faster PyTorch ops for contrastive, vector-quantised and reparameterised training.
 
 The big matrix (logits, distances, one-hots, noise) is computed tile by tile, used, and never
-stored. Every op has the same name in every room: `tilewise.ops` (what you call),
+stored. Every op has the same name in every backend: `tilewise.ops` (what you call),
 `tilewise.reference` (plain PyTorch), the C++ extension.
 """
 

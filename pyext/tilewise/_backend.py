@@ -1,4 +1,4 @@
-"""Which room serves a call: the reference (plain PyTorch) or a kernel.
+"""Which backend serves a call: the reference (plain PyTorch) or a kernel.
 
 The choice is a module global that Python branches on: torch.compile guards on it, which a context
 variable would not allow. It holds for the whole process, not for one thread.
@@ -25,11 +25,11 @@ _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _warned: set[str] = set()
 
 
-def why_not(room: str, device: torch.device) -> str | None:
-    """What keeps `room` from serving tensors on `device`; None if nothing does."""
-    if room == "reference":
+def why_not(name: str, device: torch.device) -> str | None:
+    """What keeps backend `name` from serving tensors on `device`; None if nothing does."""
+    if name == "reference":
         return None
-    if room == "cpu":
+    if name == "cpu":
         if device.type != "cpu":
             return f"it serves CPU tensors, these are on {device}"
         return _extension.why_missing
@@ -41,17 +41,17 @@ def why_not(room: str, device: torch.device) -> str | None:
 
 
 def choose(device: torch.device, *dtypes: torch.dtype) -> str:
-    """The room that serves a call: the forced one, else the fastest there is."""
+    """The backend that serves a call: the forced one, else the fastest there is."""
     if _forced not in NAMES:
         raise ValueError(f"TILEWISE_BACKEND={_forced!r}: expected one of {', '.join(NAMES)}")
-    room = _forced
-    if room == "auto":
-        room = "cpu" if device.type == "cpu" else "triton"
-    reason = why_not(room, device)
-    if room == "triton" and torch.float64 in dtypes:
+    name = _forced
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "triton"
+    reason = why_not(name, device)
+    if name == "triton" and torch.float64 in dtypes:
         reason = reason or "it has no float64"
     if not reason:
-        return room
+        return name
     if _forced != "auto":
         raise RuntimeError(f"backend {_forced!r} was asked for but can't serve: {reason}")
     _warn_once(f"no kernel serves this call ({reason}); the PyTorch reference does, which is "
@@ -74,9 +74,9 @@ def backend(name: str):
             `"cpu"` (C++), `"triton"`, or `"auto"` (the fastest one that serves the call's device).
 
     Raises:
-        ValueError: there is no room of that name.
+        ValueError: there is no backend of that name.
 
-    A forced room that is missing on this machine raises RuntimeError when an op is called.
+    A forced backend that is missing on this machine raises RuntimeError when an op is called.
     The environment variable `TILEWISE_BACKEND` sets the initial choice.
 
     Example:
@@ -94,7 +94,7 @@ def backend(name: str):
 
 
 def backends() -> None:
-    """Prints which room serves which op on this machine, and why the others do not."""
+    """Prints which backend serves which op on this machine, and why the others do not."""
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
@@ -103,5 +103,5 @@ def backends() -> None:
     print(f"backend: {_forced}   C++ extension: {built}")
     for op in OPS:
         for device in devices:
-            for room in NAMES[1:]:
-                print(f"  {op:16s} {device.type:5s} {room:10s} {why_not(room, device) or 'ready'}")
+            for name in NAMES[1:]:
+                print(f"  {op:16s} {device.type:5s} {name:10s} {why_not(name, device) or 'ready'}")

@@ -1,6 +1,5 @@
 """Modules with the constructors and calls of the packages that they replace."""
 
-from tilewise.nn.clip_loss import ClipLoss
 from tilewise.nn.convert import (
     from_diffusers,
     from_lucidrains,
@@ -9,22 +8,23 @@ from tilewise.nn.convert import (
     to_lucidrains,
     to_taming,
 )
-from tilewise.nn.diagonal_gaussian import DiagonalGaussian
-from tilewise.nn.gumbel_quantizer import GumbelQuantizer
-from tilewise.nn.gumbel_softmax import (
+from tilewise.nn.losses.clip_loss import ClipLoss
+from tilewise.nn.losses.itc_loss import ItcLoss, from_blip
+from tilewise.nn.losses.momentum import momentum_update
+from tilewise.nn.losses.sigmoid_loss import SigLipLoss
+from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
+from tilewise.nn.quantizers.residual_vector_quantizer import (
+    GroupedResidualVectorQuantizer,
+    ResidualVectorQuantizer,
+)
+from tilewise.nn.quantizers.vector_quantizer import CodeUsage, VectorQuantizer
+from tilewise.nn.sampling.diagonal_gaussian import DiagonalGaussian
+from tilewise.nn.sampling.gumbel_softmax import (
     CosineSchedule,
     ExponentialSchedule,
     GumbelSoftmax,
     LinearSchedule,
 )
-from tilewise.nn.itc_loss import ItcLoss, from_blip
-from tilewise.nn.momentum import momentum_update
-from tilewise.nn.residual_vector_quantizer import (
-    GroupedResidualVectorQuantizer,
-    ResidualVectorQuantizer,
-)
-from tilewise.nn.sigmoid_loss import SigLipLoss
-from tilewise.nn.vector_quantizer import CodeUsage, VectorQuantizer
 
 __all__ = [
     "ClipLoss",

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tilewise.nn.gumbel_quantizer import GumbelQuantizer
-from tilewise.nn.residual_vector_quantizer import (
+from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
+from tilewise.nn.quantizers.residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
     ResidualVectorQuantizer,
 )
-from tilewise.nn.vector_quantizer import VectorQuantizer
+from tilewise.nn.quantizers.vector_quantizer import VectorQuantizer
 
 Quantizer = VectorQuantizer | ResidualVectorQuantizer | GroupedResidualVectorQuantizer
 StateDict = Mapping[str, Tensor]

@@ -26,31 +26,31 @@ def _triton(name: str, module: str) -> Callable:
 def register(
     name: str, schema: str, fake: Callable, setup_context: Callable, backward: Callable
 ) -> None:
-    """Defines `tilewise::name`, and `tilewise_triton::name` for the Triton room alone.
+    """Defines `tilewise::name`, and `tilewise_triton::name` for the Triton backend alone.
 
     Args:
         fake: computes empty outputs from inputs, for tracing.
         setup_context, backward: the autograd formula, as torch.library.register_autograd takes it.
-            `ctx.room` holds the namespace of the op that ran: its helpers live there too.
+            `ctx.namespace` holds the namespace of the op that ran: its helpers live there too.
     """
     define(name, schema, fake, module=name)
     for library in (_library, _triton_library):
         torch.library.register_autograd(
             f"{library.ns}::{name}", backward, lib=library,
-            setup_context=_with_room(getattr(torch.ops, library.ns), setup_context),
+            setup_context=_with_namespace(getattr(torch.ops, library.ns), setup_context),
         )
 
 
-def _with_room(room, setup_context: Callable) -> Callable:
-    def with_room(ctx, inputs, output):
-        ctx.room = room
+def _with_namespace(namespace, setup_context: Callable) -> Callable:
+    def with_namespace(ctx, inputs, output):
+        ctx.namespace = namespace
         setup_context(ctx, inputs, output)
 
-    return with_room
+    return with_namespace
 
 
 def define(name: str, schema: str, fake: Callable, module: str | None = None) -> None:
-    """Defines an op without a gradient; in the CPU room only, unless a Triton `module` has it."""
+    """Defines an op without a gradient; for the CPU only, unless a Triton `module` has it."""
     for library in (_library, _triton_library) if module else (_library,):
         library.define(f"{name}{schema}")
         torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)

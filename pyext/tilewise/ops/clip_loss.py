@@ -61,12 +61,12 @@ def clip_loss(
     )
     _arguments.check_between("label_smoothing", label_smoothing, 0, 1)
 
-    room = _backend.choose(image.device, image.dtype)
-    if room == "reference":
+    backend = _backend.choose(image.device, image.dtype)
+    if backend == "reference":
         return reference.clip_loss(image, text, scale, positives, label_smoothing)
     _arguments.refuse_functorch("clip_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (image, text, scale)]
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return op.clip_loss(
         image, text, scale, offset, image_ids, text_ids, float(label_smoothing), *needs
     )[0]

@@ -52,11 +52,11 @@ def code_sums(
     if index.device != x.device:
         raise ValueError(f"index: expected on {x.device} like x, got {index.device}")
 
-    room = _backend.choose(x.device, x.dtype)
-    if room == "reference":
+    backend = _backend.choose(x.device, x.dtype)
+    if backend == "reference":
         return reference.code_sums(x, index, num_codes, heads)
     _arguments.refuse_functorch("code_sums")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     h = len(x) if heads else 1
     counts, sums = op.code_sums(rows(x, h), flat(index, h), num_codes)
     return (counts, sums) if heads else (counts[0], sums[0])

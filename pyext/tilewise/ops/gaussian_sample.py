@@ -56,11 +56,11 @@ def gaussian_sample(
     row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, mean.device)
 
-    room = _backend.choose(mean.device, mean.dtype)
-    if room == "reference":
+    backend = _backend.choose(mean.device, mean.dtype)
+    if backend == "reference":
         return reference.gaussian_sample(mean, logvar, seed, row_offset, logvar_range)
     _arguments.refuse_functorch("gaussian_sample")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     mean, logvar = torch.broadcast_tensors(mean, logvar)
     return op.gaussian_sample(mean, logvar, seed, row_offset, low, high)
 
@@ -115,11 +115,11 @@ def _backward(ctx, d_z, d_kl):
     mean, logvar, seed = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody will differentiate this
         zero = torch.zeros_like(mean, memory_format=torch.contiguous_format)
-        noise, _ = ctx.room.gaussian_sample(
+        noise, _ = ctx.namespace.gaussian_sample(
             zero, zero, seed, ctx.row_offset, -math.inf, math.inf
         )
         return *_gradients(d_z, d_kl, mean, logvar, noise, ctx.range), *nothing
-    return *ctx.room.gaussian_sample_backward(
+    return *ctx.namespace.gaussian_sample_backward(
         d_z, d_kl, mean, logvar, seed, ctx.row_offset, *ctx.range
     ), *nothing
 

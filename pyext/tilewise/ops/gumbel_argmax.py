@@ -61,11 +61,11 @@ def gumbel_argmax(
     row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, logits.device)
 
-    room = _backend.choose(logits.device, logits.dtype)
-    if room == "reference":
+    backend = _backend.choose(logits.device, logits.dtype)
+    if backend == "reference":
         return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob)
     _arguments.refuse_functorch("gumbel_argmax")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     index, value = op.gumbel_argmax(logits, seed, row_offset, dim, count, bool(log_prob))
     if k is None:
         index, value = index.squeeze(dim), value.squeeze(dim) if log_prob else value

@@ -46,7 +46,7 @@ def gumbel_softmax(
     Differentiable in `logits` and `tau`, any number of times. Autocast changes nothing.
 
     The random words depend on seed, row and column only: the same on every device, for every number
-    of threads and split of the batch. Values agree across rooms to a few roundings.
+    of threads and split of the batch. Values agree across backends to a few roundings.
 
     Cost: memory traffic of a softmax and about its time on CPU; no memory but the result. The
     backward pass keeps `y`, or with `hard` the logits, from which it makes y again.
@@ -71,11 +71,11 @@ def gumbel_softmax(
     row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, logits.device)
 
-    room = _backend.choose(logits.device, logits.dtype)
-    if room == "reference":
+    backend = _backend.choose(logits.device, logits.dtype)
+    if backend == "reference":
         return reference.gumbel_softmax(logits, scale, hard, eps, dim, seed, row_offset)
     _arguments.refuse_functorch("gumbel_softmax")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return op.gumbel_softmax(logits, scale, seed, row_offset, dim, bool(hard))
 
 
@@ -99,9 +99,9 @@ def _backward(ctx, grad):
     if torch.is_grad_enabled():  # somebody will differentiate this
         y = saved
         if ctx.hard:
-            y = ctx.room.gumbel_softmax(saved, tau, seed, ctx.row_offset, ctx.dim, False)
+            y = ctx.namespace.gumbel_softmax(saved, tau, seed, ctx.row_offset, ctx.dim, False)
         return *relaxed_gradients(grad, y, tau, ctx.dim), *nothing
-    d_logits, d_tau = ctx.room.gumbel_softmax_backward(
+    d_logits, d_tau = ctx.namespace.gumbel_softmax_backward(
         grad, saved, tau, seed, ctx.row_offset, ctx.dim, ctx.hard, need_tau
     )
     return d_logits if need_logits else None, d_tau.view(tau.shape) if need_tau else None, *nothing

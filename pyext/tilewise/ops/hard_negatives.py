@@ -41,8 +41,9 @@ def hard_negatives(
         text_index (B,) and image_index (N,), int64: a text for each image, an image for each text.
         -1 where there is none to choose from: all match, or have a logit of -inf or NaN.
 
-    Indices have no gradient. For equal seeds the indices of all rooms are the same, but for values
-    that no float32 can tell apart. Under autocast the features are cast as for a matrix product.
+    Indices have no gradient. For equal seeds the indices are the same in all backends, but for
+    values that no float32 can tell apart. Under autocast the features are cast as for a matrix
+    product.
 
     Cost: one matrix product of B * N * D for both directions, memory O(B + N) plus a fixed
     workspace, whatever B and N.
@@ -63,11 +64,11 @@ def hard_negatives(
     row_offset = _arguments.row_offset(row_offset)
     seed = seed_tensor(seed, image.device)
 
-    room = _backend.choose(image.device, image.dtype)
-    if room == "reference":
+    backend = _backend.choose(image.device, image.dtype)
+    if backend == "reference":
         return reference.hard_negatives(image, text, scale, positives, seed, row_offset)
     _arguments.refuse_functorch("hard_negatives")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return op.hard_negatives(image, text, scale, offset, image_ids, text_ids, seed, row_offset)
 
 

@@ -84,15 +84,15 @@ def itc_loss(
     matches = _arguments.matches("positives", positives, len(query), columns, query.device)
     query, keys, queue, teacher_query = _arguments.autocast(query, keys, queue, teacher_query)
 
-    room = _backend.choose(query.device, query.dtype)
-    if room == "reference":
+    backend = _backend.choose(query.device, query.dtype)
+    if backend == "reference":
         return reference.itc_loss(query, keys, scale, queue, teacher_query, part, positives)
     _arguments.refuse_functorch("itc_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (query, scale)]
     with torch.no_grad():
         groups = _groups(len(query), columns, query.device, *matches)
         matched, count = _matched(keys, queue, *groups)
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return op.itc_loss(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]
 
 

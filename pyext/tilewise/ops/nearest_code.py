@@ -22,7 +22,7 @@ class PreparedCodebook:
 
     codebook: Tensor
     metric: str
-    packed: Tensor | None  # None where the room that serves it needs nothing
+    packed: Tensor | None  # None where the backend that serves it needs nothing
     version: int
 
 
@@ -78,18 +78,18 @@ def nearest_code(
     if mask is not None:
         mask = _arguments.row_mask("mask", mask, x)
 
-    room = _backend.choose(x.device, x.dtype, codebook.dtype)
-    if room == "reference":
+    backend = _backend.choose(x.device, x.dtype, codebook.dtype)
+    if backend == "reference":
         return reference.nearest_code(x, codebook, metric, topk, mask)
     _arguments.refuse_functorch("nearest_code")
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     index, distance = op.nearest_code(
         rows(x, heads),
         codebook if codebook.dim() == 3 else codebook.unsqueeze(0),
         metric,
         k,
         None if mask is None else flat(mask, heads),
-        packed if room == "cpu" else None,
+        packed if backend == "cpu" else None,
     )
     shape = x.shape[:-1] if topk is None else (*x.shape[:-1], k)
     return NearestCode(index.reshape(shape), distance.reshape(shape))

@@ -57,15 +57,15 @@ def sigmoid_loss(
         "positives", positives, len(image), len(text), image.device
     )
 
-    room = _backend.choose(image.device, image.dtype)
-    if room == "reference":
+    backend = _backend.choose(image.device, image.dtype)
+    if backend == "reference":
         return reference.sigmoid_loss(image, text, scale, bias, positives)
     _arguments.refuse_functorch("sigmoid_loss")
     needs = [
         torch.is_grad_enabled() and x is not None and x.requires_grad
         for x in (image, text, scale, bias)
     ]
-    op = torch.ops.tilewise_triton if room == "triton" else torch.ops.tilewise
+    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return op.sigmoid_loss(image, text, scale, bias, offset, image_ids, text_ids, *needs)[0]
 
 

@@ -1,4 +1,4 @@
-"""The random stream of every room: Philox4x32-10, and the variates that are made of its words.
+"""The random stream of every backend: Philox4x32-10, and the variates that are made of its words.
 
 A word depends on the seed, its row and column, and the op that asks, on nothing else: Salmon et
 al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.

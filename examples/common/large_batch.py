@@ -1,0 +1,108 @@
+"""A batch so large that the loss dominates, in the style of LiT: the image tower is locked.
+
+The pictures are embedded once. A step then embeds the captions, computes the loss over all B x B
+pairs, and sends the gradient of the text features back through the text tower chunk by chunk, so
+that no more than one chunk's activations exist at a time.
+
+    python -m examples.common.large_batch eager 16384 256    # time and memory of one loss, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import tilewise as tw
+from benchmarks.baselines import eager_sigmoid_loss
+from benchmarks.harness.measure import peak_here
+from examples.common.data import Scenes
+from examples.common.towers import PAD
+
+LOSSES: dict[str, Callable] = {"fused": tw.sigmoid_loss, "eager": eager_sigmoid_loss}
+CHUNK = 1024
+
+
+@torch.no_grad()
+def embed_scenes(image_tower, scenes: Scenes, advance=lambda count: None) -> torch.Tensor:
+    """(N, dim) features of a locked tower; the drawn canvases are not kept."""
+    image_tower.eval()
+    features = []
+    for start in range(0, len(scenes.captions), CHUNK):
+        features.append(image_tower(scenes.draw(slice(start, start + CHUNK))))
+        advance(len(features[-1]))
+    return torch.cat(features)
+
+
+def by_length(tokens: torch.Tensor) -> torch.Tensor:
+    """The order of rows (N,) from short to long captions, which keeps chunks free of padding."""
+    return (tokens != PAD).sum(1).argsort(stable=True)
+
+
+def trimmed(tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Chunks of rows, each as wide as its longest caption."""
+    return [part[:, : (part != PAD).sum(1).max()] for part in tokens.split(CHUNK)]
+
+
+def step_text(text_tower, tokens, image_features, logit_scale, logit_bias, loss_fn):
+    """Gradients of one step into the text tower and the two scalars.
+
+    Returns the loss and the seconds spent in it (forward and backward).
+    """
+    chunks = trimmed(tokens)
+    with torch.no_grad():
+        text_features = torch.cat([text_tower(part) for part in chunks])
+    text_features.requires_grad_()
+    began = time.perf_counter()
+    loss = loss_fn(image_features, text_features, logit_scale, logit_bias)
+    loss.backward()
+    seconds = time.perf_counter() - began
+    for part, gradient in zip(chunks, text_features.grad.split(CHUNK), strict=True):
+        text_tower(part).backward(gradient)
+    return loss.item(), seconds
+
+
+# ---- time and memory of one loss, in a process of its own
+
+
+def measure_here(name: str, batch: int, dim: int) -> dict:
+    """Seconds (the better of two) and extra peak memory of a loss with its gradients, as in the
+    large-batch steps: text features, scale and bias get a gradient, image features do not."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = F.normalize(torch.randn(2, batch, dim, generator=generator), dim=2).unbind()
+    scalars = [torch.tensor(v, requires_grad=True) for v in (20.0, -12.0)]
+    text.requires_grad_()
+    small = [t[:64].detach().requires_grad_() for t in (image, text)]
+    LOSSES[name](*small, *scalars).backward()  # one-time costs are not the batch's
+    seconds = []
+
+    def step():
+        began = time.perf_counter()
+        LOSSES[name](image, text, *scalars).backward()
+        seconds.append(time.perf_counter() - began)
+
+    peak_mb = peak_here(step) / 2**20
+    step()
+    return {"seconds": min(seconds), "peak_mb": peak_mb}
+
+
+def measure(name: str, batch: int, dim: int) -> dict | None:
+    """measure_here in a fresh process; None where the machine's memory does not suffice."""
+    meminfo = Path("/proc/meminfo")
+    if name == "eager" and meminfo.exists():
+        available = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvail"))
+        if int(available.split()[1]) * 1024 < 7 * 4 * batch**2:  # six logit-sized tensors and air
+            return None
+    command = [sys.executable, "-m", "examples.common.large_batch", name, str(batch), str(dim)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_here(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,1 @@
+"""Contrastive losses as modules, with what they keep between steps."""

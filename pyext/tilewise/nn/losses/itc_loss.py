@@ -1,0 +1,216 @@
+"""ItcLoss: BLIP's and ALBEF's image-text contrast, with its queues and its temperature."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilewise.nn._precision import at_least_float32
+from tilewise.nn.quantizers import _sync
+from tilewise.ops import _arguments
+from tilewise.ops.itc_loss import itc_loss
+
+LOWEST, HIGHEST = 0.001, 0.5  # temperature
+NO_ID = -100  # of a place in the queue that no id was given for
+
+
+class ItcLoss(nn.Module):
+    r"""Image-text contrast with the features of earlier batches, which it keeps in two queues.
+
+        loss = 1/2 itc(image; teacher_text, text_queue) + 1/2 itc(text; teacher_image, image_queue)
+
+    where `itc` is `tilewise.itc_loss` with logit_scale = 1 / temperature. Queries come from the
+    student, candidates and soft targets from the teacher, which `tilewise.nn.momentum_update`
+    moves. In training the teacher's features then take the place of the oldest ones in the queues.
+
+    Args:
+        dim: D, channels of the features.
+        queue_size: Q, how many features each queue keeps. 0: no queue.
+        alpha: from 0 to 1, the teacher's part of the targets. With a float 0 the teacher's logits
+            are not computed: MoCo's targets, at half the cost.
+        temperature: that learning begins with: a parameter, which divides the products. Each call
+            first clamps it to [0.001, 0.5].
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+
+    State dict: `temperature` () float32, `image_queue` and `text_queue` (Q, D) float32, `id_queue`
+    (Q,) int64, `queue_pointer` () int64: the oldest place, which is written to next. Queues begin
+    with random unit rows, and with ids of -100. `.to(dtype)` also converts the queues, which saves
+    their memory and a conversion in each call where features have that dtype; the temperature stays
+    in float32 at least, since a step of an optimiser would be lost in half precision.
+    `tilewise.nn.from_blip` reads the queues of BLIP's, ALBEF's and LAVIS's checkpoints.
+
+    In evaluation, nothing is enqueued. Calling forward twice on a batch (activation checkpointing)
+    enqueues it twice. Nothing waits for a GPU. A NaN of the teacher stays until it is overwritten.
+
+    With torch.distributed, each process contrasts its own batch with the queues, and enqueues the
+    features of all processes, which must have the same number of rows: queues that begin alike stay
+    alike. DistributedDataParallel makes them alike, as it does with every buffer.
+
+    Differences to BLIP: a batch need not divide the queue. Queues are (Q, D), not (D, Q).
+
+    Cost: two calls of `tilewise.itc_loss`, so 8 matrix products of B * (B + Q) * D, and B rows
+    written to the queues: no matrix of B x (B + Q), no copy of a queue in its own dtype.
+
+    Papers: Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum
+    Distillation, NeurIPS 2021; Li et al., BLIP: Bootstrapping Language-Image Pre-training for
+    Unified Vision-Language Understanding and Generation, ICML 2022.
+
+    Example:
+        >>> loss = tw.nn.ItcLoss(dim=256)
+        >>> teacher = copy.deepcopy(towers).requires_grad_(False)
+        >>> for step, (image, text) in enumerate(batches):
+        ...     tw.nn.momentum_update(teacher, towers)
+        ...     with torch.no_grad():
+        ...         targets = teacher(image, text)
+        ...     alpha = 0.4 * min(1, step / (2 * steps_per_epoch))
+        ...     loss(*towers(image, text), *targets, alpha=alpha).backward()
+    """
+
+    image_queue: Tensor
+    text_queue: Tensor
+    id_queue: Tensor
+    queue_pointer: Tensor
+
+    def __init__(
+        self, dim: int, queue_size: int = 57600, alpha: float = 0.4, temperature: float = 0.07
+    ):
+        super().__init__()
+        self.dim = _arguments.integer("dim", dim, least=1)
+        self.queue_size = _arguments.integer("queue_size", queue_size, least=0)
+        _arguments.check_between("alpha", alpha, 0, 1)
+        _arguments.check_between("temperature", temperature, LOWEST, HIGHEST)
+        self.alpha = alpha
+        self.temperature = nn.Parameter(torch.tensor(temperature, dtype=torch.float32))
+        for name in ("image_queue", "text_queue"):
+            self.register_buffer(name, F.normalize(torch.randn(queue_size, dim), dim=1))
+        self.register_buffer("id_queue", torch.full((queue_size,), NO_ID))
+        self.register_buffer("queue_pointer", torch.tensor(0))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature, (), constant: for `tilewise.hard_negatives` of the same features."""
+        return 1 / self.temperature.detach().clamp(LOWEST, HIGHEST)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        teacher_image_features: Tensor,
+        teacher_text_features: Tensor,
+        ids: Tensor | None = None,
+        alpha: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of a batch; in training, the batch is then enqueued.
+
+        Args:
+            image_features, text_features: (B, D), float16, bfloat16, float32 or float64, usually
+                L2-normalised: the student's. Text i belongs to image i.
+            teacher_image_features, teacher_text_features: (B, D), the same dtype: the teacher's of
+                the same pairs, through which no gradient flows.
+            ids: (B,) int64: what has equal ids matches, in the batch and in the queues. Any number
+                but -100, which is the id of what came without. None: text i matches image i alone.
+            alpha: in place of the constructor's. BLIP ramps it over two epochs,
+                0.4 * min(1, step / (2 * steps_per_epoch)). Under torch.compile, make it a tensor.
+
+        Returns:
+            0-d float32 (float64 for float64 features), differentiable once in the student's
+            features and the temperature.
+
+        Raises:
+            ValueError, TypeError: an argument of the wrong shape, dtype or device, which is named.
+        """
+        image, text, teacher_image, teacher_text = self._checked(
+            image_features=image_features,
+            text_features=text_features,
+            teacher_image_features=teacher_image_features,
+            teacher_text_features=teacher_text_features,
+        )
+        positives: int | tuple[Tensor, Tensor] = 0
+        if ids is not None:
+            _arguments.check_ids("ids", ids, len(image), image.device)
+            positives = ids, torch.cat([ids, self.id_queue])
+        alpha = self.alpha if alpha is None else alpha
+        with torch.no_grad():
+            self.temperature.clamp_(LOWEST, HIGHEST)
+
+        def contrast(query: Tensor, keys: Tensor, queue: Tensor, teacher: Tensor) -> Tensor:
+            return itc_loss(
+                query,
+                keys.detach(),
+                1 / self.temperature,
+                queue.to(keys.dtype) if self.queue_size else None,
+                teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
+                alpha,
+                positives,
+            )
+
+        of_images = contrast(image, teacher_text, self.text_queue, teacher_image)
+        of_texts = contrast(text, teacher_image, self.image_queue, teacher_text)
+        if self.training and self.queue_size:
+            self._enqueue(teacher_image_features, teacher_text_features, ids)
+        return (of_images + of_texts) / 2
+
+    def _checked(self, **features: Tensor) -> tuple[Tensor, ...]:
+        """The features, of one shape and dtype; cast as autocast casts a matrix product's."""
+        _arguments.check_features(**features)
+        shape = len(features["image_features"]), self.dim
+        for name, x in features.items():
+            if x.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
+        return _arguments.autocast(*features.values())
+
+    @torch.no_grad()
+    def _enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
+        """Writes the teacher's features (B, D) of all processes over the oldest ones."""
+        if ids is None:
+            ids = self.id_queue.new_full((len(image),), NO_ID)
+        image, text, ids = (_sync.all_gather(x) for x in (image, text, ids))
+        end = self.queue_pointer + len(ids)
+        # What does not fit would be overwritten in the same call; the last rows stay.
+        last = min(len(ids), self.queue_size)
+        place = (end - last + torch.arange(last, device=end.device)) % self.queue_size
+        queues = (self.image_queue, image), (self.text_queue, text), (self.id_queue, ids)
+        for queue, rows in queues:
+            queue.index_copy_(0, place, rows[len(rows) - last :].to(queue.dtype))
+        self.queue_pointer.copy_(end % self.queue_size)
+
+    def _apply(self, fn, recurse=True):
+        keep = at_least_float32(fn)
+        # The temperature is the one number; queues may be halved.
+        return super()._apply(lambda x: keep(x) if x.dim() == 0 else fn(x), recurse)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, queue_size={self.queue_size}, alpha={self.alpha}"
+
+
+def from_blip(state_dict: Mapping[str, Tensor], alpha: float = 0.4) -> ItcLoss:
+    """An `ItcLoss` with the queues and the temperature of a model of BLIP, ALBEF or LAVIS.
+
+    Args:
+        state_dict: the model's, with `temp` (), `image_queue` and `text_queue` (D, Q), `queue_ptr`
+            or `ptr_queue` (1,), and `idx_queue` (1, Q) if it has ids. Other keys are of no account.
+        alpha: as in `ItcLoss`; no state dict says it.
+
+    Returns:
+        `ItcLoss`, with copies of these tensors in float32.
+
+    Raises:
+        ValueError: one of the keys is missing.
+    """
+    pointer = "ptr_queue" if "ptr_queue" in state_dict else "queue_ptr"
+    for key in ("temp", "image_queue", "text_queue", pointer):
+        if key not in state_dict:
+            raise ValueError(f"state_dict: expected the key {key!r} of a BLIP or ALBEF model")
+    dim, size = state_dict["image_queue"].shape
+    loss = ItcLoss(dim, size, alpha)
+    loss.load_state_dict({
+        "temperature": state_dict["temp"].view(()),
+        "image_queue": state_dict["image_queue"].T,
+        "text_queue": state_dict["text_queue"].T,
+        "id_queue": state_dict.get("idx_queue", loss.id_queue).view(-1),
+        "queue_pointer": state_dict[pointer].view(()),
+    })
+    return loss

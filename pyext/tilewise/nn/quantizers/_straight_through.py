@@ -1,0 +1,109 @@
+"""Gradients through a choice of codes, straight-through or by rotation, and the commitment loss."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tilewise.nn.quantizers._unit import EPS, refuse_second_derivative
+from tilewise.ops import code_sums
+
+
+class Weights(NamedTuple):
+    """How much the squared error pulls rows to codes (commitment) and codes to rows (codebook)."""
+
+    commitment: float
+    codebook: float
+
+
+class StraightThrough(torch.autograd.Function):
+    """(quantized, loss) of rows whose codes were chosen, in as few passes as PyTorch allows.
+
+        quantized_i = table[index_i]        loss = (w_commitment + w_codebook) * mean_error
+
+    Backward, with g the gradient of quantized and e = 2 / elements * the gradient of loss,
+
+        d rows_i  = R_i^T g_i + w_commitment * e * (rows_i - quantized_i)
+        d table_k = w_codebook * e * sum_{i: index_i = k} (quantized_i - rows_i)
+
+    with R_i = 1, or the rotation and scaling that turns rows_i into quantized_i.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, table, index, mean_error, elements, keep, weights, rotate):
+        """Args: rows (M, D); table (K, D), without the zero row that masked rows get; index (M),
+        -1 for these; mean_error () float32; elements () float32: how many it is the mean of;
+        keep (M, 1) bool or None, False for masked rows; weights; rotate: bool.
+        """
+        ctx.set_materialize_grads(False)
+        ctx.weights, ctx.rotate, ctx.num_codes = weights, rotate, len(table)
+        quantized = gather(table, index, keep is not None).to(rows.dtype)
+        ctx.save_for_backward(rows, quantized, index, keep, 2 / elements)
+        return quantized, mean_error * (weights.commitment + weights.codebook)
+
+    @staticmethod
+    def backward(ctx, grad, grad_loss):
+        refuse_second_derivative()
+        rows, quantized, index, keep, scale = ctx.saved_tensors
+        need_rows, need_table, *_ = ctx.needs_input_grad
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        x, q = rows.to(wide), quantized.to(wide)
+        d_rows = d_table = pull = error = None
+        if grad_loss is not None:
+            scale = grad_loss * scale  # ()
+            pull = scale * ctx.weights.commitment
+            if need_table or not ctx.rotate or grad is None:
+                error = x - q  # (M, D)
+        if need_table and error is not None:
+            _, sums = code_sums(error, index, ctx.num_codes)
+            d_table = sums * (scale * -ctx.weights.codebook)
+        if need_rows:
+            if grad is not None and ctx.rotate:
+                d_rows = rotate_back(grad.to(wide), x, q, pull)
+            elif error is not None:
+                d_rows = error.mul_(pull)
+                d_rows = d_rows if grad is None else d_rows.add_(grad)
+            else:
+                d_rows = grad
+            if d_rows is not None:
+                d_rows = d_rows.to(rows.dtype)
+                d_rows = d_rows if keep is None else d_rows.masked_fill(~keep, 0.0)
+        return d_rows, d_table, None, None, None, None, None, None
+
+
+def gather(table: Tensor, index: Tensor, masked: bool) -> Tensor:
+    """Rows of table (K, D) by index (M); with `masked`, zeros where it is negative."""
+    if masked:
+        index = torch.where(index < 0, len(table), index)
+        table = torch.nn.functional.pad(table, (0, 0, 0, 1))  # a row of zeros: no pass over (M, D)
+    return table.index_select(0, index)
+
+
+def rotate_back(grad: Tensor, x: Tensor, q: Tensor, pull: Tensor | None) -> Tensor:
+    r"""R_i^T grad_i + pull * (x_i - q_i) with the R that turns and stretches x_i into q_i.
+
+        R = |q| / |x| * (1 - 2 w w^T + 2 q^ x^T),    w = (x^ + q^) / |x^ + q^|,    x^ = x / |x|
+
+    All of it is a sum of grad_i, x_i and q_i with one factor each for a row. Shapes (M, D), and
+    () for pull.
+
+    Paper: Fifty et al., Restructuring Vector Quantization with the Rotation Trick, ICLR 2025.
+    """
+    work = torch.empty_like(x)  # one buffer for all: new memory costs more than a product
+
+    def dot(a, b):
+        return torch.mul(a, b, out=work).sum(-1, keepdim=True)  # (M, 1)
+
+    x_norm, q_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (x, q))
+    x_inv, q_inv = 1 / x_norm.clamp(min=EPS), 1 / q_norm.clamp(min=EPS)
+    along_x, along_q = dot(grad, x) * x_inv, dot(grad, q) * q_inv
+    cosine = dot(x, q) * x_inv * q_inv
+    squared = (x_norm * x_inv) ** 2 + (q_norm * q_inv) ** 2 + 2 * cosine
+    along_w = 2 * (along_x + along_q) / squared.clamp(min=EPS**2)
+    stretch = q_norm * x_inv
+    x_factor = stretch * x_inv * (2 * along_q - along_w)
+    q_factor = stretch * q_inv * -along_w
+    if pull is not None:
+        x_factor, q_factor = x_factor + pull, q_factor - pull
+    torch.mul(grad, stretch, out=work)
+    return work.addcmul_(x, x_factor).addcmul_(q, q_factor)

@@ -1,0 +1,1 @@
+"""Modules that sample, and the temperatures that they follow."""

@@ -1,0 +1,213 @@
+"""The Triton backend of gumbel_softmax, in the interpreter: what its shape makes worth testing."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+import tilewise as tw
+from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
+from tests.triton_tools.checker import checked
+from tilewise.kernels import _philox, _rows
+from tilewise.kernels import gumbel_softmax as kernels
+from tilewise.reference import _philox as reference
+
+INF, NAN = float("inf"), float("nan")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OFFSETS = [0, -2, 2**32 - 1, -(2**63), 2**62 + 5]
+SEEDS = [0, 7, -1, 2**63 - 1, -(2**63)]
+
+
+def scalar(value, dtype=torch.float32):
+    return torch.tensor(value, dtype=dtype)
+
+
+def seed_of(value):
+    return scalar(value, torch.int64)
+
+
+def sample(x, tau=1.0, seed=3, row_offset=0, dim=-1, hard=False):
+    return kernels.gumbel_softmax(x, scalar(tau), seed_of(seed), row_offset, dim % x.dim(), hard)
+
+
+def gradients(dy, saved, tau=1.0, seed=3, row_offset=0, hard=False, need_tau=True):
+    return kernels.gumbel_softmax_backward(
+        dy, saved, scalar(tau), seed_of(seed), row_offset, saved.dim() - 1, hard, need_tau
+    )
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Rows of more than 64 columns (32, not aligned) in two halves, of twice that in blocks."""
+    monkeypatch.setattr(_rows, "LONGEST", 64)
+    monkeypatch.setattr(_rows, "BLOCK", 32)
+    monkeypatch.setattr(kernels, "LONGEST_WITH_TAU", 32)
+
+
+@triton.jit
+def store_words(seed_ptr, out_ptr, row_offset, ROWS: tl.constexpr, COLS: tl.constexpr,
+                OP: tl.constexpr):
+    row = tl.arange(0, ROWS).to(tl.int64) + row_offset
+    a, b, c, d = _philox.words(tl.load(seed_ptr), row, tl.arange(0, COLS // 4), OP)
+    at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    tl.store(out_ptr + at, _philox.in_columns(a, b, c, d).to(tl.int64))
+
+
+@pytest.mark.parametrize("op", [reference.GUMBEL, reference.GAUSSIAN])
+@pytest.mark.parametrize("row_offset", OFFSETS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_words_are_the_reference_s(seed, row_offset, op):
+    ours = torch.empty(8, 32, dtype=torch.int64)
+    store_words[(1,)](seed_of(seed), ours, row_offset, ROWS=8, COLS=32, OP=op)
+    assert torch.equal(ours, reference.words(seed_of(seed), 8, 32, row_offset, op))
+
+
+@triton.jit
+def store_gumbel(word_ptr, out_ptr, N: tl.constexpr):
+    at = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(out_ptr + at, _philox.gumbel(tl.load(word_ptr + at).to(tl.uint32)))
+
+
+@pytest.mark.parametrize("words", ["all", "smallest", "largest", "powers", "where branches meet"])
+def test_noise_is_exact_to_a_few_ulps(words):
+    count = 2**17
+    step = torch.arange(count)
+    words = {
+        "all": step * (2**32 // count) + 1234,
+        "smallest": step,
+        "largest": 2**32 - 1 - step,
+        "powers": (2 ** (step / count * 32).double()).long().clamp(max=2**32 - 1),
+        "where branches meet": 2**32 // 3 + (step - count // 2) * 64,
+    }[words]
+    ours = torch.empty(count)
+    store_gumbel[(4,)](words, ours, N=count // 4)
+    exact = -torch.log(-torch.log1p(-reference.uniform(words).double()))
+    error = (ours.double() - exact).abs()
+    assert ours.isfinite().all()
+    assert (error <= 1.1e-7 * exact.abs() + 1.4e-7).all(), error.max()
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+@pytest.mark.parametrize("tau", [0.2, 0.0])
+@pytest.mark.parametrize("cols", [64, 65, 100])
+def test_wide_rows_are_as_others(small_tiles, monkeypatch, cols, tau, hard):
+    """In halves, in blocks and in one tile: the same noise, one-hot rows with the same bits."""
+    x = torch.randn(4, cols)
+    x[2, 5], x[3, :60] = INF, -INF
+    dy = torch.randn(4, cols)
+    y = sample(x, tau, row_offset=-2, hard=hard)
+    saved = x if hard else y
+    ours = (y, *gradients(dy, saved, tau, row_offset=-2, hard=hard))
+    monkeypatch.undo()
+    y = sample(x, tau, row_offset=-2, hard=hard)
+    expected = (y, *gradients(dy, x if hard else y, tau, row_offset=-2, hard=hard))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=4e-6, equal_nan=True)
+    if hard or tau == 0:
+        assert torch.equal(ours[0].nan_to_num(2), expected[0].nan_to_num(2))
+    assert y[2].isnan().all() and not y[[0, 1, 3]].isnan().any()
+
+
+def test_a_row_has_the_same_bits_in_every_tile(monkeypatch):
+    x = torch.randn(9, 24)
+    expected = {hard: sample(x, hard=hard) for hard in (False, True)}
+    monkeypatch.setattr(_rows, "INTERPRETER_ELEMENTS", 64)  # two rows in a tile
+    for hard, y in expected.items():
+        assert torch.equal(sample(x, hard=hard), y)
+        assert torch.equal(sample(x[5:], row_offset=5, hard=hard), y[5:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+@pytest.mark.parametrize("rows, cols", [(1, 1), (9, 16), (2, 48), (1, 80), (1, 130)])
+def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
+    wide = torch.randn(rows, 2 * cols + 1).to(dtype)
+    x, dy = wide[:, ::2][:, :cols], torch.randn(1, cols).to(dtype).expand(rows, -1)
+    longest = _rows.longest(cols)
+    forward, backward = kernels.sample_rows, kernels.differentiate_rows
+    if cols > longest:
+        forward = kernels.sample_wide_row
+        if not hard and cols <= 2 * longest:
+            forward = kernels.sample_halved_row
+    if cols > kernels.LONGEST_WITH_TAU:
+        backward = kernels.differentiate_wide_row
+    with checked(forward, outputs=["y_ptr"]) as launches:
+        y = sample(x, hard=hard)
+        sample(x, 0.0, hard=hard)
+    assert len(launches) == 2
+    with checked(backward, outputs=["out_ptr", "part_ptr"]) as launches:
+        gradients(dy, x if hard else y, hard=hard)
+    assert len(launches) == 1
+
+
+@pytest.mark.parametrize("cols", [20, 50, 70])
+def test_rows_without_a_softmax_are_nan(small_tiles, cols):
+    x = torch.randn(5, cols)
+    x[0], x[1, -1], x[2, 3] = -INF, NAN, INF
+    x[3, 1:] = -INF
+    for hard in (False, True):
+        for tau in (0.0, 1e-40, INF):
+            y = sample(x, tau, hard=hard)
+            assert y[:3].isnan().all() and y[4].isfinite().all()
+            assert y[3, 0] == 1 and not y[3, 1:].any()
+            d_x, d_tau = gradients(torch.ones_like(x)[3:], (x if hard else y)[3:], tau, hard=hard)
+            assert not d_x[0].any() and d_x.isfinite().all() and d_tau.isfinite()
+
+
+@pytest.mark.parametrize("cols", [64, 128, 144])
+def test_first_of_equal_logits_wins(small_tiles, cols):
+    """Near 2^30 float32 has no room for noise."""
+    x = torch.full((3, cols), 2.0**30)
+    x[1, :17], x[2, :-1] = -INF, 0
+    for y in (sample(x, hard=True), sample(x, 0.0)):
+        assert y.argmax(1).tolist() == [0, 17, cols - 1] and torch.equal(y.sum(1), torch.ones(3))
+
+
+def test_offsets_beyond_31_bits(tmp_path):
+    """Rows so far apart that the last one starts after 2^31 elements, in a sparse file."""
+    stride, rows = 2**29, 6
+    shape = (stride * (rows - 1) + 40,)
+    file = torch.from_numpy(np.memmap(tmp_path / "sparse", np.float32, "w+", shape=shape))
+    x, dy = torch.randn(2, rows, 12)
+    far = file.as_strided((rows, 12), (stride, 3)).copy_(x)
+    assert torch.equal(sample(far), sample(x))
+    expected = gradients(dy, x, hard=True)
+    assert all(map(torch.equal, gradients(dy, far, hard=True), expected))
+    far.copy_(dy)
+    assert all(map(torch.equal, gradients(far, x, hard=True), expected))
+
+
+def test_tau_needs_no_host():
+    """Its gradient is left out where nobody asks for it, and a tensor tau is read by the kernel."""
+    x, dy = torch.randn(2, 4, 9)
+    d_x, d_tau = gradients(dy, x, hard=True, need_tau=False)
+    assert d_tau.shape == (0,) and torch.equal(d_x, gradients(dy, x, hard=True)[0])
+
+
+def test_runs_below_autograd_and_autocast():
+    x = torch.randn(4, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = sample(x.clone().requires_grad_())
+    assert torch.equal(y, sample(x)) and not y.requires_grad
+
+
+def test_public_function_has_the_kernel_s_result():
+    x = torch.randn(3, 4, 5)
+    with tw.backend("triton"):
+        y = tw.gumbel_softmax(x, 0.7, dim=1, seed=-9, row_offset=2**40)
+    assert torch.equal(y, sample(x, 0.7, -9, 2**40, dim=1)) and y.is_contiguous()
+
+
+def test_float64_is_refused():
+    with pytest.raises(TypeError, match="logits.*float64"):
+        sample(torch.zeros(2, 2).double())
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "gumbel_softmax_backward"])
+def test_takes_the_operators_arguments(name):
+    operator = getattr(torch.ops.tilewise, name).default._schema.arguments
+    ours = inspect.signature(getattr(kernels, name)).parameters
+    assert [a.name for a in operator] == list(ours)

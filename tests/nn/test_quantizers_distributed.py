@@ -1,0 +1,66 @@
+"""Quantisers in two processes: the same codes in both, and those of one process with all rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from tests.common.contrastive_cases import DEVICE
+from tests.common.quantizer_cases import CLOSE, HEADS, quantizer, residual, rows
+
+SETTINGS = [
+    dict(),
+    dict(threshold_ema_dead_code=2.0, kmeans_init=True, kmeans_iters=3),
+    dict(HEADS, separate_codebook_per_head=True, use_cosine_sim=True, kmeans_init=True,
+         threshold_ema_dead_code=2.0),
+    dict(learnable_codebook=True, threshold_ema_dead_code=1.0),
+]
+
+
+def trained(part: slice) -> list[dict]:
+    """State dicts after three batches, of which this process sees `part`."""
+    states = []
+    for settings in SETTINGS:
+        module = quantizer(**settings)
+        for seed in range(3):
+            x = rows(40, 16, seed=seed)
+            x[3, 2] = float("nan")
+            torch.manual_seed(seed)
+            module(x[part])
+        states.append(module.state_dict())
+    return states
+
+
+def trained_residual(rank: int) -> tuple[list[int], dict]:
+    """How many layers each of some batches kept, and the state dict after them."""
+    module = residual(quantize_dropout=True, threshold_ema_dead_code=1.0, kmeans_init=True)
+    torch.manual_seed(rank)
+    kept = []
+    for seed in range(6):
+        _, index, _ = module(rows(20 + rank, 16, seed=10 * rank + seed))
+        kept.append(int((index[0] >= 0).sum()))
+    return kept, module.state_dict()
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    states = trained(slice(0, 15) if rank == 0 else slice(15, 40))
+    torch.save((states, *trained_residual(rank)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors")
+def test_processes_agree(tmp_path: Path):
+    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for ours, theirs, alone in zip(first[0], second[0], trained(slice(None)), strict=True):
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key])
+            torch.testing.assert_close(value, alone[key], **CLOSE)
+    # The layers that are left out, too, although the processes' own random numbers differ.
+    assert first[1] == second[1] and len(set(first[1])) > 1
+    assert all(torch.equal(value, second[2][key]) for key, value in first[2].items())

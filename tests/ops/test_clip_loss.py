@@ -1,0 +1,137 @@
+"""tilewise.clip_loss: every backend against float64, within the error of the eager op."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tilewise as tw
+from benchmarks.baselines import eager_clip_loss
+from tests.common.budget import assert_within_budget
+from tests.common.contrastive_cases import CASES, DEVICE, Case, duplicated, ids, related
+from tilewise.reference.sigmoid_loss import matches
+
+BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+CLIP_CASES = [case for case in CASES if case.positives is not None] + [
+    *(Case(f"clip-scale-{scale}", related(60, 60, 32, noise=0.3), scale)
+      for scale in (1.0, 14.3, 100.0)),
+    Case("duplicated-scale-100", duplicated(50, 16), logit_scale=100.0),
+    Case("unmatched-scale-100", related(1, 1, 8, noise=0.1), logit_scale=100.0, positives=1),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with tw.backend(request.param):
+        yield request.param
+
+
+def outputs(loss_function, case: Case, features, dtype, smoothing=0.0):
+    where = {"dtype": dtype, "device": features[0].device, "requires_grad": True}
+    scale = torch.tensor(case.logit_scale, **where)
+    leaves = [*(x.detach().requires_grad_() for x in features), scale]
+    loss = loss_function(*leaves, case.positives, smoothing)
+    gradients = torch.autograd.grad(loss, leaves)
+    return {
+        "loss": loss.detach(), **dict(zip(("d_image", "d_text", "d_scale"), gradients, strict=True))
+    }
+
+
+def magnitudes(case: Case, image, text, smoothing=0.0) -> dict[str, float]:
+    """Sums of the absolute values of each output's terms, with what a rounded logit does."""
+    z = image @ text.T * case.logit_scale
+    pairs = matches(image, text, case.positives).double()
+    rows, cols = ((pairs.sum(d) > 0).double() for d in (1, 0))
+    dz, terms = torch.zeros_like(z), torch.zeros((), dtype=z.dtype)
+    for weight, d in ((rows[:, None] / (2 * rows.sum().clamp(min=1)), 1),
+                      (cols / (2 * cols.sum().clamp(min=1)), 0)):
+        if not z.numel():
+            break
+        target = (1 - smoothing) * pairs / pairs.sum(d, keepdim=True).clamp(min=1)
+        target = target + smoothing / z.shape[d]
+        dz = dz + weight * (torch.softmax(z, d) + target)
+        terms = terms + (weight * target * (1 + z.abs() + z.logsumexp(d, keepdim=True).abs())).sum()
+    dz = dz * (1 + z.abs())
+    size = abs(case.logit_scale)
+
+    def largest(x):
+        return float(x.max()) if x.numel() else 0.0
+
+    return {
+        "loss": float(terms),
+        "d_image": size * largest(dz @ text.abs()),
+        "d_text": size * largest(dz.T @ image.abs()),
+        "d_scale": float((dz * (image @ text.T).abs()).sum()),
+    }
+
+
+def check(case: Case, dtype, smoothing=0.0):
+    image, text = case.features(dtype)
+    exact = [x.double() for x in (image, text)]
+    truth = outputs(tw.reference.clip_loss, case, exact, torch.float64, smoothing)
+    scale_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    ours = outputs(tw.clip_loss, case, (image, text), scale_dtype, smoothing)
+    eager = outputs(eager_clip_loss, case, (image, text), dtype, smoothing)
+    assert_within_budget(ours, eager, truth, magnitudes(case, *exact, smoothing))
+
+
+SERVED = [(backend, dtype) for backend in BACKENDS for dtype in DTYPES
+          if (backend, dtype) != ("triton", torch.float64)]
+
+
+@pytest.mark.parametrize("backend, dtype", SERVED, ids=str, indirect=["backend"])
+@pytest.mark.parametrize("case", CLIP_CASES, ids=lambda case: case.name)
+def test_within_error_budget(backend, case, dtype):
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CLIP_CASES[::3], ids=lambda case: case.name)
+def test_label_smoothing(backend, case, dtype):
+    check(case, dtype, 0.1)
+
+
+@given(
+    b=st.integers(0, 40), n=st.integers(0, 40), d=st.integers(0, 20),
+    scale=st.floats(-100, 100), positives=st.integers(-50, 50) | st.none(),
+    names=st.integers(1, 30), dtype=st.sampled_from(DTYPES), smoothing=st.sampled_from([0.0, 0.1]),
+)
+def test_random_problems(b, n, d, scale, positives, names, dtype, smoothing):
+    same = ids(b, n, names) if positives is None else positives
+    check(Case("random", related(b, n, d), scale, None, same), dtype, smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_reference_is_cross_entropy(smoothing):
+    image, text = Case("ce", related(20, 20, 8)).features(torch.float64)
+    logits = 10 * image @ text.T
+    labels = torch.arange(20)
+    options = {"label_smoothing": smoothing}
+    expected = sum(F.cross_entropy(x, labels, **options) for x in (logits, logits.T))
+    ours = tw.reference.clip_loss(image, text, 10.0, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, expected / 2)
+
+
+@pytest.mark.parametrize("positives", [0, 3, ids(5, 7, 3)], ids=["diagonal", "offset", "ids"])
+def test_reference_gradcheck(positives):
+    image, text = (x.requires_grad_() for x in Case("g", related(5, 7, 4)).features(torch.float64))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *x: tw.reference.clip_loss(*x, positives, 0.1), (image, text, scale)
+    )
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the Triton backend multiplies a target of 0 by -inf")
+def test_logits_of_minus_infinity():
+    """An unmatched text that no image can choose changes nothing."""
+    image, text = torch.rand(3, 4) + 2, torch.randn(4, 4)
+    text[3] = -3e38
+    results = []
+    for texts in (text, text[:3]):
+        x = image.clone().requires_grad_()
+        loss = tw.clip_loss(x, texts, 10.0)
+        results.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

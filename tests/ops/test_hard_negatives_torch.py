@@ -1,0 +1,160 @@
+"""tilewise.hard_negatives and PyTorch: tracing, autocast, errors, threads, memory."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import tilewise as tw
+from benchmarks.harness.measure import peak_bytes_each
+from tests.common.contrastive_cases import DEVICE, Case, ids, related
+
+OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
+KERNELS = [room for room in OPERATORS if room == "triton" or DEVICE == "cpu"]
+X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
+
+
+@pytest.fixture
+def backend(request):
+    with tw.backend(request.param):
+        yield request.param
+
+
+kernels = pytest.mark.parametrize("backend", KERNELS, indirect=True)
+backends = pytest.mark.parametrize("backend", ["reference", *KERNELS], indirect=True)
+
+
+def features(b=20, n=20, d=8):
+    return Case("f", related(b, n, d)).features(torch.float32)
+
+
+@kernels
+@pytest.mark.parametrize("matches", [(1, None, None), (None, *ids(6, 7, 3)), (None,) * 3],
+                         ids=["offset", "ids", "none"])
+def test_opcheck(backend, matches):
+    # Not the fourth one: see test_nearest_code.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        OPERATORS[backend].hard_negatives.default,
+        (*features(6, 7, 4), torch.tensor([5.0]), *matches, torch.tensor(3), -2),
+        test_utils=tests,
+    )
+
+
+@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
+def test_compiled(compiler):
+    torch._dynamo.reset()
+
+    def step(image, text, seed):
+        of_image, of_text = tw.hard_negatives(2 * image, text, 10.0, seed=seed)
+        return of_image, of_text, text[of_image.clamp(min=0)]
+
+    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
+    for rows in (16, 23):
+        arguments = *features(rows, rows + 1), torch.tensor(rows)
+        for ours, theirs in zip(compiled(*arguments), step(*arguments), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_new_sizes_need_no_new_graph():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(tw.hard_negatives, fullgraph=True, backend=counter, dynamic=True)
+    for rows in (16, 19, 23):
+        image, text = features(rows, rows + 1)
+        found = compiled(image, text, 3.0, seed=7)
+        assert all(map(torch.equal, found, tw.hard_negatives(image, text, 3.0, seed=7)))
+    assert counter.frame_count == 1
+
+
+def test_compiled_without_a_seed():
+    torch._dynamo.reset()
+    compiled = torch.compile(tw.hard_negatives, fullgraph=True, backend="aot_eager")
+    image, text = features(60, 60)
+    first, second = (torch.cat(compiled(image, text, 1.0)) for _ in range(2))
+    assert (first >= 0).all() and (second >= 0).all() and not torch.equal(first, second)
+
+
+@backends
+def test_autocast_casts_the_features_only(backend):
+    image, text = features(40, 30)
+    scale = torch.tensor(10.037)  # not a bfloat16 number
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        found = tw.hard_negatives(image, text, scale, seed=1)
+    by_hand = tw.hard_negatives(image.bfloat16(), text.bfloat16(), scale, seed=1)
+    assert all(map(torch.equal, found, by_hand))
+
+
+@backends
+def test_inputs_may_ask_for_gradients(backend):
+    image, text = (x.requires_grad_() for x in features())
+    scale = torch.tensor(10.0, requires_grad=True)
+    found = tw.hard_negatives(image, text, scale, seed=1)
+    assert not any(x.requires_grad for x in found)
+    plain = tw.hard_negatives(image.detach(), text.detach(), 10.0, seed=1)
+    assert all(map(torch.equal, found, plain))
+
+
+@backends
+def test_scale_may_be_a_tensor(backend):
+    expected = tw.hard_negatives(*features(), 10.0, seed=1)
+    for scale in (torch.tensor(10.0), torch.full((1, 1), 10.0, dtype=torch.float64)):
+        assert all(map(torch.equal, tw.hard_negatives(*features(), scale, seed=1), expected))
+
+
+@kernels
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_functorch_raises(backend, transform):
+    image, text = features()
+
+    def sample(image):
+        return tw.hard_negatives(image, text, 1.0, seed=1)[0].sum().float()
+
+    with pytest.raises(RuntimeError, match="hard_negatives.*torch.func"):
+        torch.func.grad(sample)(image) if transform == "grad" else torch.vmap(sample)(image[None])
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (([[0.0]], Y, 1.0), TypeError, r"image_features.*list"),
+    ((X[0], Y, 1.0), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
+    ((X.long(), Y, 1.0), TypeError, r"image_features.*int64"),
+    ((X, Y.double(), 1.0), TypeError, r"text_features.*float32.*float64"),
+    ((X, Y[:, :3], 1.0), ValueError, r"text_features.*4.*3"),
+    ((X, Y, torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
+    ((X, Y, "1"), TypeError, r"logit_scale.*str"),
+    ((X, Y, 1.0, 1.5), TypeError, r"positives.*float"),
+    ((X, Y, 1.0, (torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
+    ((X, Y, 1.0, (torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
+    ((X, Y, 1.0, (torch.arange(3),)), ValueError, r"positives.*pair.*1"),
+    ((X, Y, 1.0, 0, 1.5), TypeError, r"seed.*float"),
+    ((X, Y, 1.0, 0, 2**63), ValueError, r"seed.*9223372036854775808"),
+    ((X, Y, 1.0, 0, torch.tensor([1, 2])), TypeError, r"seed.*\(2,\)"),
+    ((X, Y, 1.0, 0, 1, "0"), TypeError, r"row_offset.*str"),
+    ((X, Y, 1.0, 0, 1, 2**63), ValueError, r"row_offset.*9223372036854775808"),
+])
+@backends
+def test_bad_arguments_are_named(backend, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tw.hard_negatives(*arguments)
+
+
+def test_repeats_and_thread_counts_give_the_same_bits(threads):
+    image, text = Case("t", related(900, 1500, 24)).features(torch.float32)
+    results = []
+    for count in (1, 1, 2, 3):
+        threads(count)
+        results.append(tw.hard_negatives(image, text, 20.0, ids(900, 1500, 50), 3))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def prepare(rows: int, ids: bool):
+    image, text = (torch.randn(rows, 32) for _ in range(2))
+    names = torch.arange(rows) // 5
+    return lambda: tw.hard_negatives(image, text, 1.0, (names, names) if ids else 0, 1)
+
+
+def test_memory_has_no_matrix():
+    """One of rows x rows takes 268 MB at 8192."""
+    cases = [{"rows": 2048, "ids": False}, *({"rows": 8192, "ids": x} for x in (False, True))]
+    small, large, with_ids = peak_bytes_each(prepare, cases)
+    assert small < 60e6 and large - small < 10e6 and with_ids - small < 10e6
