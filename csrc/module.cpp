@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/matmul.h"
 #include "cpu/simd/capability.h"
 #include "cpu/simd/gumbel_softmax.h"
-#include "cpu/matmul.h"
 #include "ops.h"
 
 namespace py = pybind11;

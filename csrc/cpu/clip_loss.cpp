@@ -12,8 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "contrast.h"
 #include "../ops.h"
+#include "contrast.h"
 
 namespace tilewise {
 namespace {

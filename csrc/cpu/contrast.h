@@ -7,9 +7,9 @@
 #include <functional>
 #include <optional>
 
-#include "simd/log_sum.h"
 #include "matmul.h"
 #include "positives.h"
+#include "simd/log_sum.h"
 
 namespace tilewise {
 

@@ -16,9 +16,9 @@
 #include <tuple>
 #include <vector>
 
-#include "simd/gumbel_argmax.h"
 #include "../ops.h"
 #include "rows_along.h"
+#include "simd/gumbel_argmax.h"
 
 namespace tilewise {
 namespace {

@@ -10,8 +10,8 @@
 #include <tuple>
 #include <vector>
 
-#include "contrast.h"
 #include "../ops.h"
+#include "contrast.h"
 #include "rows_along.h"
 
 namespace tilewise {

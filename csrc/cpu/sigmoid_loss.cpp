@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "contrast.h"
 #include "../ops.h"
+#include "contrast.h"
 
 namespace tilewise {
 namespace {

@@ -1,5 +1,6 @@
-// Instruction sets that the vector kernels (csrc/cpu/simd/*.cpp) are compiled for. setup.py compiles
-// each of them once per set, in a namespace of the set's name; the choice is made at run time.
+// Instruction sets that the vector kernels (csrc/cpu/simd/*.cpp) are compiled for. setup.py
+// compiles each of them once per set, in a namespace of the set's name; the choice is made at run
+// time.
 #pragma once
 
 #define TILEWISE_INLINE inline __attribute__((always_inline))

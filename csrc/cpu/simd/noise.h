@@ -1,5 +1,6 @@
 // Random variates in vector registers, 32 neighbouring columns at a time. The words are those of
-// csrc/common/philox.h on every instruction set; docs/gumbel_softmax.md derives what is made of them.
+// csrc/common/philox.h on every instruction set; docs/gumbel_softmax.md derives what is made of
+// them.
 #pragma once
 
 #include "../../common/philox.h"
