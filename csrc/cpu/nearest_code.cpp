@@ -1,4 +1,4 @@
-// tilewise::nearest_code on CPU: checks, the ladder of filters. docs/nearest_code.md explains it.
+// tilewise::nearest_code on CPU: checks, the ladder of filters (docs/ops/nearest_code.md).
 #include "simd/nearest_code.h"
 
 #include <ATen/Parallel.h>

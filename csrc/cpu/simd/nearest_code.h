@@ -1,4 +1,4 @@
-// Interface of the vector kernels of nearest_code. docs/nearest_code.md derives the bounds.
+// Interface of nearest_code's vector kernels. docs/ops/nearest_code_proof.md derives the bounds.
 #pragma once
 
 #include <cstdint>
