@@ -3,6 +3,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 OP ?= sigmoid_loss
 DEVICE ?= cpu
+# `make demo TILEWISE_REQUIRE_EXTENSION=0` goes on without a compiler, on the slow reference.
+export TILEWISE_REQUIRE_EXTENSION ?= 1
+BUILD := $(PY) setup.py --quiet build_ext --inplace
 
 .PHONY: help build demo vqvae test test-gpu gate fuzz statistics bench bench-quick check format \
     wheel clean
@@ -10,15 +13,18 @@ DEVICE ?= cpu
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-# An editable install: `import tilewise` finds this tree. It compiles nothing that is up to date.
+# An editable install: `import tilewise` finds this tree. pip shows errors only (-qq). The extension
+# is built before pip looks for it, where its progress is seen.
 .venv/installed: requirements-dev.txt pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	touch $@
+	@echo "setting up .venv: about 3 minutes (torch $$(sed -n 's/^torch==//p' $<), test tools)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq --disable-pip-version-check -r $<
+	@$(BUILD)
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
 
 build: .venv/installed  ## build the C++ extension in place; an unchanged tree rebuilds nothing
-	$(PY) setup.py --quiet build_ext --inplace
+	@$(BUILD)
 
 demo: build  ## train SigLIP on real image-caption pairs, our loss beside the eager one
 	$(PY) -m examples.siglip
@@ -59,7 +65,7 @@ format: build  ## let clang-format and ruff mend what they can
 	.venv/bin/clang-format -i $$(git ls-files csrc)
 
 wheel: build  ## a wheel for this Python and torch, in dist/
-	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(PY) -m pip wheel -qq --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:  ## remove what make made
-	rm -rf .venv build dist out .cache *.egg-info pyext/*.egg-info pyext/tilewise/*.so
+	rm -rf .venv build dist out .cache pyext/*.egg-info pyext/tilewise/*.so pyext/tilewise/_build.json

@@ -1,18 +1,52 @@
 """Loads the compiled extension, which registers the C++ operators, or says why it can't."""
 
 import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
 
 
 def _load():
     try:
         return importlib.import_module("tilewise._C"), None
-    except ModuleNotFoundError:
-        return None, (
-            "the C++ extension is not built: `pip install .` (or, in a checkout, "
-            "`python setup.py build_ext --inplace`) builds it and needs a C++17 compiler"
-        )
     except ImportError as error:
-        return None, f"the C++ extension does not load: {error}"
+        return None, _explain(error)
+
+
+def _explain(error: ImportError) -> str:
+    """Why there is no extension, as far as the build's own record tells, and what to run."""
+    try:
+        record = json.loads((_HERE / "_build.json").read_text())
+    except OSError:
+        record = {"failure": None}
+    if record["failure"]:
+        return (
+            f"the C++ extension is not built: {record['failure']}; when that is mended, "
+            f"{_command()} builds it"
+        )
+    if "torch" in record:
+        built = f"torch {record['torch']} (Python {record['python']})"
+        running = "torch {} (Python {}.{})".format(torch.__version__, *sys.version_info)
+        if built != running:
+            return (
+                f"the C++ extension was built for {built}, running {running}; "
+                f"{_command()} builds it for this one"
+            )
+    if isinstance(error, ModuleNotFoundError):
+        return f"the C++ extension is not built; {_command()} builds it"
+    return f"the C++ extension does not load: {error}"
+
+
+def _command() -> str:
+    """What builds the extension for the torch that runs, here or in an installed copy's source."""
+    checkout = _HERE.parents[1]
+    if (checkout / "setup.py").is_file():
+        return f"`python setup.py build_ext --inplace` in {checkout}"
+    return "`pip install --no-build-isolation --no-deps .` in tilewise's source"
 
 
 module, why_missing = _load()
