@@ -7,7 +7,7 @@ DEVICE ?= cpu
 export TILEWISE_REQUIRE_EXTENSION ?= 1
 BUILD := $(PY) setup.py --quiet build_ext --inplace
 
-.PHONY: help build demo vqvae test test-gpu gate fuzz statistics bench bench-quick check format \
+.PHONY: help build demo vqvae test test-gpu gate fuzz statistics bench bench-record bench-quick check format \
     wheel clean
 
 help:  ## list the verbs
@@ -49,8 +49,11 @@ fuzz: build  ## the random tests for minutes instead of seconds
 statistics: build  ## the random ops against their laws, on a thousand times as many draws
 	TILEWISE_STATISTICS=long $(PY) -m pytest tests/ops/test_random_statistics.py --timeout=0
 
-bench: build  ## measure: make bench OP=sigmoid_loss DEVICE=cpu
+bench: build  ## measure, into out/bench: make bench OP=sigmoid_loss DEVICE=cpu
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE)
+
+bench-record: build  ## the same into benchmarks/results, of a clean and fully tested commit
+	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE) --record
 
 bench-quick: build  ## a minute of every op, into out/bench
 	$(PY) -m benchmarks.run --op all --device $(DEVICE) --quick --no-verify

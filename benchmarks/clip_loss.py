@@ -1,76 +1,60 @@
-"""CLIP's loss against eager, torch.compile, open_clip and four bare products."""
+"""CLIP's loss against eager, torch.compile, open_clip and the four products that it takes."""
 
 import torch
 
 import tilewise as tw
 from benchmarks import baselines, sigmoid_loss
-from benchmarks.harness.registry import (
-    EAGER,
-    OURS,
-    PRODUCTS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import Case
 
 CASES = (
     *(Case({"B": b, "D": 512}, sweep=True, quick=b == 2048) for b in (512, 2048, 8192)),
-    Case({"B": 32768, "D": 512}, sweep=True, kinds=(TRAINING,), only=(OURS,), timed=False),
+    Case(
+        {"B": 32768, "D": 512}, sweep=True, kinds=(bench.TRAINING,), only=(bench.OURS,),
+        timed=False,
+    ),
     Case({"B": 8192, "D": 512}, "bfloat16"),
-)
+)  # fmt: skip
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def inputs(case: Case, device: str) -> bench.Inputs:
     """Normalised features, and CLIP's initial scale; all need gradients."""
-    features = sigmoid_loss.inputs(case, device)
-    scale = torch.tensor(14.3, device=device, requires_grad=True)
-    return {"image": features["image"], "text": features["text"], "scale": scale}
+    return sigmoid_loss.features(case, device) | {"logit_scale": bench.scalar(14.3, device)}
 
 
-def products(inputs: Inputs, kind: str):
+def products(inputs: bench.Inputs, kind: str):
     """The logits, and in training once more, when all sums are known, and one for each gradient."""
-    image, text = inputs["image"].detach(), inputs["text"].detach()
+    image, text = inputs["image_features"].detach(), inputs["text_features"].detach()
     logits = image.new_zeros(len(image), len(text))
     all_of_sigmoid = sigmoid_loss.products(inputs, kind)
 
     def call():
-        if kind == TRAINING:
+        if kind == bench.TRAINING:
             torch.mm(image, text.T, out=logits)
         all_of_sigmoid()
 
     return call
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that computes this loss on `device`, if it is installed."""
+    eager, six = baselines.eager_clip_loss, bench.matrices(6, "B", "B")
     found = {
-        OURS: of_function(tw.clip_loss),
-        PRODUCTS: Candidate(products, matrices(2, "B", "B")),
-        EAGER: of_function(baselines.eager_clip_loss, matrices(6, "B", "B")),
-        "torch.compile": of_function(
-            baselines.compiled(baselines.eager_clip_loss), matrices(4, "B", "B")
-        ),
+        bench.OURS: bench.of_function(tw.clip_loss),
+        bench.PRODUCTS: bench.Implementation(products, bench.matrices(2, "B", "B")),
+        bench.EAGER: bench.of_function(eager, six),
+        bench.COMPILED: bench.of_function(baselines.compiled(eager), bench.matrices(4, "B", "B")),
     }
     if baselines.installed("open_clip"):
-        found["open_clip"] = of_function(baselines.open_clip_clip_loss, matrices(6, "B", "B"))
+        found["open_clip"] = bench.of_function(baselines.open_clip_clip_loss, six)
     return found
 
 
 def flops(case: Case, kind: str) -> int:
     """Four products of B x B x D in training, one without gradients."""
-    return (4 if kind == TRAINING else 1) * 2 * case.sizes["B"] ** 2 * case.sizes["D"]
+    return (4 if kind == bench.TRAINING else 1) * 2 * case.sizes["B"] ** 2 * case.sizes["D"]
 
 
-BENCHMARK = Benchmark(
-    axis="B",
-    cases=CASES,
-    small=Case({"B": 512, "D": 256}),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=sigmoid_loss.moved,
+BENCHMARK = bench.Benchmark(
+    CASES, Case({"B": 512, "D": 256}), inputs, implementations, sigmoid_loss.moved, flops, axis="B"
 )

@@ -6,22 +6,11 @@ from torch import Tensor
 
 import tilewise as tw
 from benchmarks import baselines
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    FORWARD,
-    OURS,
-    PRODUCTS,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import FORWARD, Case
 from benchmarks.nearest_code import flops, sized
 
 INDEX_ADD = "index_add"
-
 
 CASES = (
     sized(4096, 1024, 64, quick=True),
@@ -33,7 +22,7 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def inputs(case: Case, device: str) -> bench.Inputs:
     """Rows and their codes: all codes alike, or a few of them with nearly all rows."""
     n, k, d = case.sizes.values()
     with torch.random.fork_rng(devices=[]):
@@ -43,7 +32,7 @@ def inputs(case: Case, device: str) -> Inputs:
     return {"x": x.to(device, case.torch_dtype), "index": index.to(device), "num_codes": k}
 
 
-def products(inputs: Inputs, kind: str) -> Call:
+def products(inputs: bench.Inputs, kind: str) -> bench.Call:
     """The product of a one-hot matrix that is there already."""
     x, num_codes = inputs["x"], inputs["num_codes"]
     one_hot = F.one_hot(inputs["index"], num_codes).to(x.dtype)
@@ -51,24 +40,25 @@ def products(inputs: Inputs, kind: str) -> Call:
     return lambda: torch.mm(one_hot.T, x, out=sums)
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that counts and sums on `device`."""
+    three = bench.matrices(3, "N", "K")
     return {
-        OURS: of_function(tw.code_sums),
-        PRODUCTS: Candidate(products, matrices(3, "N", "K")),
-        "one-hot": of_function(baselines.one_hot_code_sums, matrices(3, "N", "K")),
-        INDEX_ADD: of_function(baselines.index_add_code_sums),
-        "scatter_add": of_function(baselines.scatter_add_code_sums),
-        "bincount": of_function(baselines.bincount_code_sums),
+        bench.OURS: bench.of_function(tw.code_sums),
+        bench.PRODUCTS: bench.Implementation(products, three),
+        "one-hot": bench.of_function(baselines.one_hot_code_sums, three),
+        INDEX_ADD: bench.of_function(baselines.index_add_code_sums),
+        "scatter_add": bench.of_function(baselines.scatter_add_code_sums),
+        "bincount": bench.of_function(baselines.bincount_code_sums),
     }
 
 
-def mistakes(inputs: Inputs):
+def mistakes(inputs: bench.Inputs):
     """Elements that are not the sum in float64, rounded once."""
     _, truth = tw.reference.code_sums(**inputs)
 
-    def count_wrong(result: tuple[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-        _, sums = result[0]
+    def count_wrong(result: tuple[Tensor, Tensor]) -> tuple[int, int]:
+        _, sums = result
         return int((sums != truth).sum()), truth.numel()
 
     return count_wrong
@@ -80,14 +70,13 @@ def moved(case: Case, kind: str) -> int:
     return (n + k) * (d * case.torch_dtype.itemsize + 8)
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,  # of the one-hot product: no other way needs one
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
+    inputs,
+    implementations,
+    moved,
+    flops,  # of the one-hot product: no other way needs one
     baseline=INDEX_ADD,
     mistakes=mistakes,
     short=True,

@@ -8,19 +8,8 @@ from torch import Tensor
 
 import tilewise as tw
 from benchmarks import baselines
-from benchmarks.gumbel_softmax import flops, step
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    EAGER,
-    FORWARD,
-    OURS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import FORWARD, TRAINING, Case
 
 
 def sized(b: int, d: int, dtype: str = "float32", **options) -> Case:
@@ -37,37 +26,25 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
-    """Mean and logvar (B, D / 64, 8, 8), also in one tensor, and gradients of the results."""
+def inputs(case: Case, device: str) -> bench.Inputs:
+    """Mean and logvar (B, D / 64, 8, 8), and gradients of the results."""
+    draw = bench.Normal(case, device)
     b, d = case.sizes.values()
     shape = b, d // 64, 8, 8
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, device=device, generator=generator).to(case.torch_dtype)
-
-    mean, logvar = (normal(*shape).requires_grad_() for _ in range(2))
-    return {
-        "mean": mean, "logvar": logvar,
-        "parameters": torch.cat([mean, logvar], 1).detach().requires_grad_(),
-        "grads": (normal(*shape), normal(b)),
-    }  # fmt: skip
+    mean, logvar = (draw(*shape).requires_grad_() for _ in range(2))
+    return {"mean": mean, "logvar": logvar, bench.GRADS: (draw(*shape), draw(b))}
 
 
-def of_two(function: Callable[..., Any], needs: Callable[[Case], int]) -> Candidate:
-    """A candidate that calls `function(mean, logvar)`, and in training differentiates it."""
+def of_parameters(
+    function: Callable[..., Any], needs: Callable[[Case], int]
+) -> bench.Implementation:
+    """Calls `function(parameters)`, with mean and logvar in one tensor."""
 
-    def build(inputs: Inputs, kind: str) -> Call:
-        return step(function, [inputs["mean"], inputs["logvar"]], inputs["grads"], kind)
-
-    return Candidate(build, needs)
-
-
-def of_parameters(function: Callable[..., Any], needs: Callable[[Case], int]) -> Candidate:
-    """The same for `function(parameters)`, mean and logvar in one tensor."""
-
-    def build(inputs: Inputs, kind: str) -> Call:
-        call = step(function, [inputs["parameters"]], inputs["grads"], kind)
+    def build(inputs: bench.Inputs, kind: str) -> bench.Call:
+        parameters = torch.cat([inputs["mean"], inputs["logvar"]], 1).detach().requires_grad_()
+        call = bench.call_of(
+            lambda: function(parameters), [parameters], kind, inputs[bench.GRADS]
+        )
 
         def separate():
             z, kl, *grads = call()
@@ -75,7 +52,7 @@ def of_parameters(function: Callable[..., Any], needs: Callable[[Case], int]) ->
 
         return separate
 
-    return Candidate(build, needs)
+    return bench.Implementation(build, needs)
 
 
 def module(parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,18 +61,18 @@ def module(parameters: Tensor) -> tuple[Tensor, Tensor]:
     return posterior.sample(), posterior.kl()
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that samples and knows the divergence on `device`, if it is installed."""
-    eager = baselines.eager_gaussian_sample
+    eager, three = baselines.eager_gaussian_sample, bench.matrices(3, "B", "D")
     found = {
-        OURS: of_two(tw.gaussian_sample, matrices(3, "B", "D")),
-        EAGER: of_two(eager, matrices(7, "B", "D")),
-        "torch.compile": of_two(baselines.compiled(eager), matrices(3, "B", "D")),
-        "tilewise.nn": of_parameters(module, matrices(5, "B", "D")),
+        bench.OURS: bench.of_function(tw.gaussian_sample, three),
+        bench.EAGER: bench.of_function(eager, bench.matrices(7, "B", "D")),
+        bench.COMPILED: bench.of_function(baselines.compiled(eager), three),
+        "tilewise.nn": of_parameters(module, bench.matrices(5, "B", "D")),
     }
     if baselines.installed("diffusers"):
         theirs = baselines.diffusers_gaussian_sample
-        found["diffusers"] = of_parameters(theirs, matrices(8, "B", "D"))
+        found["diffusers"] = of_parameters(theirs, bench.matrices(8, "B", "D"))
     return found
 
 
@@ -105,13 +82,4 @@ def moved(case: Case, kind: str) -> int:
     return (8 if kind == TRAINING else 3) * b * d * case.torch_dtype.itemsize
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"B": 256, "D": 128}),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
-    baseline=EAGER,
-)
+BENCHMARK = bench.Benchmark(CASES, Case({"B": 256, "D": 128}), inputs, implementations, moved)

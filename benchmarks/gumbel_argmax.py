@@ -8,17 +8,9 @@ import torch
 import tilewise as tw
 from benchmarks import baselines
 from benchmarks.baselines import SOFTMAX
-from benchmarks.gumbel_softmax import flops, sized
-from benchmarks.harness.registry import (
-    FORWARD,
-    OURS,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.gumbel_softmax import sized
+from benchmarks.harness import bench
+from benchmarks.harness.bench import FORWARD, OURS, Case
 
 MULTINOMIAL, LUCIDRAINS, SEVERAL = "multinomial", "lucidrains", "8 of them"
 
@@ -39,24 +31,23 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
-    """Logits, the same in every run, and how many categories of each row."""
-    generator = torch.Generator(device).manual_seed(0)
-    logits = torch.randn(tuple(case.sizes.values()), device=device, generator=generator)
-    return {"logits": logits.to(case.torch_dtype), "k": 8 if case.data == SEVERAL else None}
+def inputs(case: Case, device: str) -> bench.Inputs:
+    """Logits, and how many categories of each row."""
+    logits = bench.Normal(case, device)(*case.sizes.values())
+    return {"logits": logits, "k": 8 if case.data == SEVERAL else None}
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that samples on `device`, if it is installed, and a softmax."""
 
-    def sampler(function: Callable[..., Any], count: float) -> Candidate:
-        return of_function(function, matrices(count, "N", "K"))
+    def sampler(function: Callable[..., Any], count: float) -> bench.Implementation:
+        return bench.of_function(function, bench.matrices(count, "N", "K"))
 
     found = {
-        OURS: of_function(tw.gumbel_argmax),
+        OURS: bench.of_function(tw.gumbel_argmax),
         SOFTMAX: sampler(lambda logits, k: torch.softmax(logits, -1), 1),
         MULTINOMIAL: sampler(baselines.multinomial, 2),
-        "torch.compile": sampler(baselines.compiled(baselines.multinomial), 2),
+        bench.COMPILED: sampler(baselines.compiled(baselines.multinomial), 2),
     }
     if baselines.installed("vector_quantize_pytorch"):
         found[LUCIDRAINS] = sampler(baselines.lucidrains_gumbel_sample, 5)
@@ -69,13 +60,11 @@ def moved(case: Case, kind: str) -> int:
     return n * k * case.torch_dtype.itemsize + 8 * n
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"N": 512, "K": 48}, kinds=(FORWARD,)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"N": 512, "K": 48}, kinds=(FORWARD,)),
+    inputs,
+    implementations,
+    moved,
     baseline=SOFTMAX,
 )

@@ -9,17 +9,8 @@ from torch import Tensor
 import tilewise as tw
 from benchmarks import baselines
 from benchmarks.baselines import SOFTMAX
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    FORWARD,
-    OURS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import FORWARD, TRAINING, Case
 
 HARD = "hard "
 HARD_FORWARD, HARD_TRAINING = HARD + FORWARD, HARD + TRAINING
@@ -43,59 +34,21 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
-    """Logits, the categories' dimension, and a gradient of the sample; the same in every run."""
+def inputs(case: Case, device: str) -> bench.Inputs:
+    """Logits, the categories' dimension, and a gradient of the sample."""
+    draw = bench.Normal(case, device)
     n, k = case.sizes.values()
     shape = (n // 1024, k, 32, 32) if case.data == INNER else (n, k)
-    generator = torch.Generator(device).manual_seed(0)
-    logits, grad = (
-        torch.randn(shape, device=device, generator=generator).to(case.torch_dtype)
-        for _ in range(2)
-    )
-    return {"logits": logits.requires_grad_(), "dim": 1, "grads": (grad,)}
+    return {"logits": draw(*shape).requires_grad_(), "dim": 1, bench.GRADS: (draw(*shape),)}
 
 
-def sampler(function: Callable[..., Any], needs: Callable[[Case], int]) -> Candidate:
-    """A candidate that calls `function(logits, hard, dim)`, and in training differentiates it."""
+def sampler(function: Callable[..., Any], count: float) -> bench.Implementation:
+    """Calls `function(logits, hard, dim)`, which needs so many N x K matrices."""
 
-    def build(inputs: Inputs, kind: str) -> Call:
-        hard = kind.startswith(HARD)
-        return step(
-            lambda logits: function(logits, hard, inputs["dim"]),
-            [inputs["logits"]], inputs["grads"], kind.removeprefix(HARD),
-        )  # fmt: skip
+    def build(inputs: bench.Inputs, kind: str) -> bench.Call:
+        return bench.of_function(function, hard=kind.startswith(HARD)).build(inputs, kind)
 
-    return Candidate(build, needs)
-
-
-def step(
-    function: Callable[..., Any], arguments: list[Tensor], grads: tuple[Tensor, ...], kind: str
-) -> Call:
-    """A call of `function` that, in training, goes backward from the gradients of its results.
-
-    It returns a tuple: the results and, in training, the gradients of the arguments.
-    """
-
-    def results() -> tuple[Tensor, ...]:
-        result = function(*arguments)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
-
-    def forward():
-        with torch.no_grad():
-            return results()
-
-    def training():
-        made = results()
-        # Rounded to a result's own dtype: that of a sum may be another one.
-        given = [grad.to(x.dtype) for grad, x in zip(grads, made, strict=True)]
-        return *(x.detach() for x in made), *torch.autograd.grad(made, arguments, given)
-
-    return training if kind == TRAINING else forward
-
-
-def ours(logits: Tensor, hard: bool, dim: int) -> Tensor:
-    """tilewise's function, in the order of the others' arguments."""
-    return tw.gumbel_softmax(logits, hard=hard, dim=dim)
+    return bench.Implementation(build, bench.matrices(count, "N", "K"))
 
 
 def softmax(logits: Tensor, hard: bool, dim: int) -> Tensor:
@@ -103,22 +56,15 @@ def softmax(logits: Tensor, hard: bool, dim: int) -> Tensor:
     return torch.softmax(logits, dim)
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that samples on `device`, and a softmax."""
     return {
-        OURS: sampler(ours, matrices(2, "N", "K")),
-        SOFTMAX: sampler(softmax, matrices(2, "N", "K")),
-        TORCH: sampler(baselines.gumbel_softmax, matrices(5, "N", "K")),
-        "torch.compile": sampler(
-            baselines.compiled(baselines.gumbel_softmax), matrices(3, "N", "K")
-        ),
-        "torch.distributions": sampler(baselines.relaxed_one_hot, matrices(6, "N", "K")),
+        bench.OURS: sampler(tw.gumbel_softmax, 2),
+        SOFTMAX: sampler(softmax, 2),
+        TORCH: sampler(baselines.gumbel_softmax, 5),
+        bench.COMPILED: sampler(baselines.compiled(baselines.gumbel_softmax), 3),
+        "torch.distributions": sampler(baselines.relaxed_one_hot, 6),
     }
-
-
-def flops(case: Case, kind: str) -> int:
-    """There is no matrix product."""
-    return 0
 
 
 def moved(case: Case, kind: str) -> int:
@@ -127,13 +73,11 @@ def moved(case: Case, kind: str) -> int:
     return tensors * case.sizes["N"] * case.sizes["K"] * case.torch_dtype.itemsize
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"N": 512, "K": 48}, kinds=(TRAINING, HARD_TRAINING)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"N": 512, "K": 48}, kinds=(TRAINING, HARD_TRAINING)),
+    inputs,
+    implementations,
+    moved,
     baseline=SOFTMAX,
 )

@@ -1,31 +1,14 @@
-"""Hard negatives of both directions against eager, torch.compile and one bare product."""
-
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+"""Hard negatives of both directions against eager, torch.compile and one product."""
 
 import tilewise as tw
-from benchmarks import baselines
-from benchmarks.gumbel_softmax import step
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    EAGER,
-    FORWARD,
-    OURS,
-    PRODUCTS,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-)
+from benchmarks import baselines, sigmoid_loss
+from benchmarks.harness import bench
+from benchmarks.harness.bench import Case
 
 
 def sized(b: int, dtype: str = "float32", **options) -> Case:
     """A case without gradients: an index has none."""
-    return Case({"B": b, "D": 256}, dtype, kinds=(FORWARD,), **options)
+    return Case({"B": b, "D": 256}, dtype, kinds=(bench.FORWARD,), **options)
 
 
 CASES = (
@@ -36,43 +19,23 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def inputs(case: Case, device: str) -> bench.Inputs:
     """Unit rows, and the usual temperature of 0.07."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def features():
-        x = torch.randn(tuple(case.sizes.values()), device=device, generator=generator)
-        return F.normalize(x, dim=1).to(case.torch_dtype)
-
-    scale = torch.tensor(14.3, device=device)
-    return {"image": features(), "text": features(), "scale": scale}
+    found = sigmoid_loss.features(case, device) | {"logit_scale": bench.scalar(14.3, device)}
+    return {name: x.detach() for name, x in found.items()}
 
 
-def sampler(function: Callable[..., Any], needs: float = 0.0) -> Candidate:
-    """A candidate that calls `function(image, text, scale)` and needs so many B x B matrices."""
-
-    def build(inputs: Inputs, kind: str) -> Call:
-        return step(function, list(inputs.values()), (), kind)
-
-    return Candidate(build, matrices(needs, "B", "B"))
-
-
-def products(inputs: Inputs, kind: str):
-    """The logits."""
-    image, text = inputs["image"], inputs["text"]
-    logits = image.new_zeros(len(image), len(text))
-    return lambda: torch.mm(image, text.T, out=logits)
-
-
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that draws negatives on `device`."""
-    eager = baselines.eager_hard_negatives
+    eager, several = baselines.eager_hard_negatives, bench.matrices(5.5, "B", "B")
     return {
-        OURS: sampler(tw.hard_negatives),
-        PRODUCTS: Candidate(products, matrices(1, "B", "B")),
-        EAGER: sampler(eager, 5.5),
-        "torch.compile": sampler(baselines.compiled(eager), 5.5),
-    }
+        bench.OURS: bench.of_function(tw.hard_negatives),
+        bench.PRODUCTS: bench.Implementation(
+            sigmoid_loss.products, bench.matrices(1, "B", "B")  # the logits
+        ),
+        bench.EAGER: bench.of_function(eager, several),
+        bench.COMPILED: bench.of_function(baselines.compiled(eager), several),
+    }  # fmt: skip
 
 
 def flops(case: Case, kind: str) -> int:
@@ -86,12 +49,12 @@ def moved(case: Case, kind: str) -> int:
     return 2 * b * d * case.torch_dtype.itemsize + 16 * b
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"B": 512, "D": 256}, kinds=(bench.FORWARD,)),
+    inputs,
+    implementations,
+    moved,
+    flops,
     axis="B",
-    cases=CASES,
-    small=Case({"B": 512, "D": 256}, kinds=(FORWARD,)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
 )

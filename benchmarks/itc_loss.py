@@ -1,22 +1,11 @@
-"""BLIP's contrast with a queue and a teacher against eager, torch.compile and bare products."""
+"""BLIP's contrast with a queue and a teacher against eager, torch.compile and the products."""
 
 import torch
-import torch.nn.functional as F
 
 import tilewise as tw
 from benchmarks import baselines
-from benchmarks.harness.registry import (
-    EAGER,
-    OURS,
-    PRODUCTS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import Case
 
 CASES = (
     Case({"B": 512, "Q": 7200, "D": 256}, sweep=True, quick=True),
@@ -26,23 +15,18 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def inputs(case: Case, device: str) -> bench.Inputs:
     """One direction: unit rows, as many keys as queries; the student's need gradients."""
-    generator = torch.Generator(device).manual_seed(0)
+    draw = bench.Normal(case, device)
     b, q, d = case.sizes.values()
-
-    def features(rows: int):
-        x = torch.randn(rows, d, device=device, generator=generator)
-        return F.normalize(x, dim=1).to(case.torch_dtype)
-
     return {
-        "query": features(b).requires_grad_(), "keys": features(b),
-        "scale": torch.tensor(14.3, device=device, requires_grad=True),
-        "queue": features(q), "teacher_query": features(b), "alpha": 0.4,
+        "query": draw.unit(b, d).requires_grad_(), "keys": draw.unit(b, d),
+        "logit_scale": bench.scalar(14.3, device),
+        "queue": draw.unit(q, d), "teacher_query": draw.unit(b, d), "alpha": 0.4,
     }  # fmt: skip
 
 
-def products(inputs: Inputs, kind: str):
+def products(inputs: bench.Inputs, kind: str):
     """Logits of student and teacher, the mean of the teacher's softmax; then the student's."""
     query, teacher = inputs["query"].detach(), inputs["teacher_query"]
     candidates = torch.cat([inputs["keys"], inputs["queue"]])  # (B + Q, D)
@@ -52,41 +36,35 @@ def products(inputs: Inputs, kind: str):
     def call():
         for x in (teacher, query):
             torch.mm(x, candidates.T, out=logits)
-            if kind == TRAINING or x is teacher:
+            if kind == bench.TRAINING or x is teacher:
                 torch.mm(logits, candidates, out=mean)
 
     return call
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that computes this loss on `device`."""
     eager = baselines.eager_itc_loss
     return {
-        OURS: of_function(tw.itc_loss),
-        PRODUCTS: Candidate(products, matrices(1.5, "B", "Q")),
-        EAGER: of_function(eager, matrices(8.5, "B", "Q")),
-        "torch.compile": of_function(baselines.compiled(eager), matrices(6, "B", "Q")),
+        bench.OURS: bench.of_function(tw.itc_loss),
+        bench.PRODUCTS: bench.Implementation(products, bench.matrices(1.5, "B", "Q")),
+        bench.EAGER: bench.of_function(eager, bench.matrices(8.5, "B", "Q")),
+        bench.COMPILED: bench.of_function(baselines.compiled(eager), bench.matrices(6, "B", "Q")),
     }
 
 
 def flops(case: Case, kind: str) -> int:
     """Four products of B x (B + Q) x D in training, three without gradients."""
     b, q, d = case.sizes.values()
-    return (4 if kind == TRAINING else 3) * 2 * b * (b + q) * d
+    return (4 if kind == bench.TRAINING else 3) * 2 * b * (b + q) * d
 
 
 def moved(case: Case, kind: str) -> int:
     """All features are read and, in training, the query's gradient written."""
     b, q, d = case.sizes.values()
-    return ((4 if kind == TRAINING else 3) * b + q) * d * case.torch_dtype.itemsize
+    return ((4 if kind == bench.TRAINING else 3) * b + q) * d * case.torch_dtype.itemsize
 
 
-BENCHMARK = Benchmark(
-    axis="Q",
-    cases=CASES,
-    small=Case({"B": 128, "Q": 600, "D": 64}),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES, Case({"B": 128, "Q": 600, "D": 64}), inputs, implementations, moved, flops, axis="Q"
 )

@@ -7,18 +7,8 @@ from torch import Tensor
 
 import tilewise as tw
 from benchmarks import baselines
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    FORWARD,
-    OURS,
-    PRODUCTS,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import FORWARD, OURS, PRODUCTS, Case
 
 ADDMM, FAISS = "chunked addmm", "faiss"
 TRUTH = 2**29  # elements of rows and codes that the count of mistakes looks at
@@ -90,24 +80,23 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def inputs(case: Case, device: str) -> bench.Inputs:
     """Rows and codes, the same in every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        x, codebook = DATA[case.data](*case.sizes.values())
-    return {
-        "x": x.to(device, case.torch_dtype), "codebook": codebook.to(device, case.torch_dtype)
-    }
+        pair = DATA[case.data](*case.sizes.values())
+    x, codebook = (t.to(device, case.torch_dtype) for t in pair)
+    return {"x": x, "codebook": codebook}
 
 
-def products(inputs: Inputs, kind: str) -> Call:
+def products(inputs: bench.Inputs, kind: str) -> bench.Call:
     """The product that a search by matrix multiplication begins with."""
     x, codebook = inputs["x"], inputs["codebook"]
     scores = x.new_zeros(len(x), len(codebook))
     return lambda: torch.mm(x, codebook.T, out=scores)
 
 
-def lucidrains(inputs: Inputs, kind: str) -> Call:
+def lucidrains(inputs: bench.Inputs, kind: str) -> bench.Call:
     """The search of a quantiser that does not learn."""
     quantizer = baselines.lucidrains_quantizer(inputs["codebook"]).eval()
 
@@ -118,24 +107,24 @@ def lucidrains(inputs: Inputs, kind: str) -> Call:
     return call
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that finds the nearest code on `device`, if it is installed."""
     found = {
-        OURS: of_function(lambda x, codebook: tw.nearest_code(x, codebook).index),
-        PRODUCTS: Candidate(products, matrices(1, "N", "K")),
-        ADDMM: of_function(baselines.addmm_nearest_code),
-        "cdist": of_function(baselines.cdist_nearest_code, matrices(1.1, "N", "K")),
+        OURS: bench.of_function(lambda x, codebook: tw.nearest_code(x, codebook).index),
+        PRODUCTS: bench.Implementation(products, bench.matrices(1, "N", "K")),
+        ADDMM: bench.of_function(baselines.addmm_nearest_code),
+        "cdist": bench.of_function(baselines.cdist_nearest_code, bench.matrices(1.1, "N", "K")),
     }
     if device == "cpu" and baselines.installed("faiss"):
-        found[FAISS] = of_function(baselines.faiss_nearest_code)
+        found[FAISS] = bench.of_function(baselines.faiss_nearest_code)
     if device == "cpu" and baselines.installed("sklearn"):
-        found["scikit-learn"] = of_function(baselines.sklearn_nearest_code)
+        found["scikit-learn"] = bench.of_function(baselines.sklearn_nearest_code)
     if baselines.installed("vector_quantize_pytorch"):
-        found["lucidrains"] = Candidate(lucidrains, matrices(5, "N", "K"))
+        found["lucidrains"] = bench.Implementation(lucidrains, bench.matrices(5, "N", "K"))
     return found
 
 
-def mistakes(inputs: Inputs):
+def mistakes(inputs: bench.Inputs):
     """Indices that float64 does not confirm, on as many rows as it takes a few seconds for."""
     x, codebook = inputs["x"], inputs["codebook"]
     count = min(len(x), max(1, TRUTH // codebook.numel()))
@@ -160,14 +149,13 @@ def moved(case: Case, kind: str) -> int:
     return (n + k) * d * case.torch_dtype.itemsize + 8 * n
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
+    inputs,
+    implementations,
+    moved,
+    flops,
     baseline=ADDMM,
     mistakes=mistakes,
 )

@@ -1,12 +1,12 @@
 """Measures one op: `python -m benchmarks.run --op sigmoid_loss --device cpu`, or all of them.
 
-Runs the op's tests and refuses to go on if they fail; then measures every candidate's peak memory
-and time on every case, counts wrong results where that can be said, prints a table, and writes
-`<op>-<device>.csv`, two plots, and what is predicted for GPUs.
+Runs the op's tests and refuses to go on if they fail; then measures every implementation's peak
+memory and time on every case, counts wrong results where that can be said, prints a table, and
+writes `<op>-<device>.csv`, two plots, and what is predicted for GPUs: into out/bench, or, with
+`--record`, into the tracked benchmarks/results.
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +14,25 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.harness import plot, predict, registry, report
+from benchmarks.harness import plot, predict, registry, report, verify
+from benchmarks.harness.bench import COMPILED, OURS, PRODUCTS, Case, Implementation, Inputs
 from benchmarks.harness.measure import (
     ROOT,
     Call,
+    Meter,
     Spread,
     peak_bytes_each,
     ratio,
     time_interleaved,
+    times_longer,
 )
-from benchmarks.harness.registry import OURS, PRODUCTS, Candidate, Case, Inputs
 from benchmarks.harness.report import MEASURED, Row
-from tilewise._extension import build_info
 
 RESULTS = ROOT / "benchmarks" / "results"
-QUICK_RESULTS = ROOT / "out" / "bench"  # ignored by git
-SECONDS, QUICK_SECONDS = 12.0, 1.0  # of timing, for each case and kind
+SCRATCH = ROOT / "out" / "bench"  # ignored by git
+SECONDS, QUICK_SECONDS = 12.0, 0.5  # of timing, for each case and kind
 CPU_MEMORY_CAP = 8.0  # GB
+SLOW = 10.0  # times as long as in float32: half precision is emulated
 
 # Where nobody sees it, a table may be wide.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
@@ -40,22 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(arguments)
     ops = registry.names() if options.op == "all" else [options.op]
-    return max([_run(op, options) for op in ops])
+    with Meter(prepare) as meter:
+        return max([_run(op, options, meter) for op in ops])
 
 
-def _run(op: str, options: argparse.Namespace) -> int:
+def _run(op: str, options: argparse.Namespace, meter: Meter) -> int:
     """One op: 1 if it may not be reported."""
-    verified = options.verify and verify(op)
-    if options.verify and not verified:
+    tests = verify.run_tests(op, options.device, console) if options.verify else None
+    if tests and not tests.verified:
         console.print(f"[bold red]{op}: its tests do not pass; nothing is reported")
         return 1
-    if not verified:
+    if options.record and (why := verify.why_not_record(tests)):
+        console.print(f"[bold red]{op}: nothing is recorded: {why}")
+        return 1
+    if tests is None:
         console.rule("[bold red]NOT VERIFIED: the op's tests were not run[/]", style="red")
-    run = Run(op, options, verified)
+    run = Run(op, options, tests is not None, meter)
     rows = run.rows()
     predicted = predict.rows(op, run.benchmark)
     report.print_tables(rows, console)
-    if any(row.wrong for row in rows if row.candidate == OURS):
+    if any(row.wrong for row in rows if row.implementation == OURS):
         console.print(f"[bold red]{op}: {OURS} is wrong; nothing is written")
         return 1
     if predicted:
@@ -71,10 +77,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--op", required=True, choices=[*registry.names(), "all"])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--quick", action="store_true", help="small sizes, a few rounds")
-    parser.add_argument("--only", nargs="+", metavar="CANDIDATE", help="measure these alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, a few rounds, nothing to compile"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
     parser.add_argument("--case", metavar="TEXT", help="only cases with this in their label")
-    parser.add_argument("--out", type=Path, help="folder for the CSV and the plots")
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder for CSV and plots")
+    parser.add_argument(
+        "--record", action="store_true",
+        help=f"write into {RESULTS.relative_to(ROOT)}, which is tracked: only what was verified, "
+        "of a commit and complete",
+    )
     parser.add_argument("--memory-cap", type=float, metavar="GB", help="skip what needs more")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false",
@@ -83,48 +96,36 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
-    part = options.quick or options.case or options.only
-    options.out = options.out or (QUICK_RESULTS if part else RESULTS)
+    if options.record:
+        if options.quick or options.case or options.only:
+            parser.error("--record: expected a complete run, without --quick, --case and --only")
+        options.out = RESULTS
     return options
-
-
-def verify(op: str) -> bool:
-    """Whether there are tests of the op or module, and they pass."""
-    paths = [p for end in ("", "_*") for p in sorted(ROOT.glob(f"tests/*/test_{op}{end}.py"))]
-    if not paths:
-        console.print(f"there is no tests/*/test_{op}.py")
-        return False
-    console.print(f"testing {op} ...")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *map(str, paths)]
-    tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if tests.returncode:
-        console.print(tests.stdout[-3000:] + tests.stderr[-1000:], markup=False)
-    return tests.returncode == 0
 
 
 class Run:
     """One run over the cases of an op."""
 
-    def __init__(self, op: str, options: argparse.Namespace, verified: bool):
+    def __init__(self, op: str, options: argparse.Namespace, verified: bool, meter: Meter):
         self.op, self.device, self.verified = op, options.device, verified
         self.benchmark = registry.load(op)
-        self.quick = options.quick
+        self.quick, self.meter = options.quick, meter
         self.cases = _chosen_cases(self.benchmark.cases, options)
-        self.candidates = _chosen(self.benchmark.candidates(self.device), options.only)
+        self.implementations = _chosen(self.benchmark.implementations(self.device), options)
         self.seconds = QUICK_SECONDS if options.quick else SECONDS
         self.cap = 1e9 * (options.memory_cap or _memory_cap(self.device))
         self.machine, self.threads = report.machine(self.device)
 
     def rows(self) -> list[Row]:
-        """A row for every case, kind and candidate: skipped, or with its time and memory."""
+        """A row for every case, kind and implementation: skipped, or with its time and memory."""
         rows = [
             self._row(case, kind, name)
             for case in self.cases
             for kind in self._kinds(case)
-            for name in self.candidates
+            for name in self.implementations
         ]
         for name in self._weighed():
-            self._add_memory(name, [r for r in _measured(rows) if r.candidate == name])
+            self._add_memory(name, [r for r in _measured(rows) if r.implementation == name])
         for case in (case for case in self.cases if case.timed or self.device != "cpu"):
             for kind in self._kinds(case):
                 block = [row for row in rows if (row.case, row.kind) == (case.label, kind)]
@@ -135,23 +136,37 @@ class Run:
         return case.kinds[:1] if self.quick else case.kinds
 
     def _weighed(self) -> list[str]:
-        """Whose memory is measured: each takes a process, which takes seconds."""
+        """Whose memory is measured: in a quick run, ours and what people run instead."""
         everyone = not self.quick
-        return [n for n in self.candidates if everyone or n in (OURS, self.benchmark.baseline)]
+        shown = (OURS, self.benchmark.baseline)
+        return [name for name in self.implementations if everyone or name in shown]
 
-    def _status(self, case: Case, name: str) -> str:
-        needed = self.candidates[name].needs(case)
+    def _status(self, case: Case, kind: str, name: str) -> str:
+        needed = self.implementations[name].needs(case)
         if needed > self.cap:
             return f"skipped: needs {needed / 1e9:.2g} GB"
         if self.device == "cpu" and case.only and name not in case.only:
             return "skipped: takes long"
-        if self.device == "cpu" and case.dtype == "bfloat16" and name != OURS and no_bfloat16():
-            return "skipped: takes long"
+        if self.device == "cpu" and case.dtype != "float32" and name != OURS:
+            longer = self._longer_than_float32(case, kind, name)
+            if longer > SLOW:
+                return f"skipped: {case.dtype} takes {longer:.0f} times as long here"
         return MEASURED
+
+    def _longer_than_float32(self, case: Case, kind: str, name: str) -> float:
+        """A CPU without such products emulates them: seen on the small problem, before minutes."""
+        try:
+            calls = [
+                self.benchmark.small_call(name, dtype, kind, self.device)
+                for dtype in (case.dtype, "float32")
+            ]
+            return times_longer(*calls)
+        except RuntimeError:
+            return 0.0  # it fails, and says so when it is measured
 
     def _row(self, case: Case, kind: str, name: str) -> Row:
         return Row(
-            self.op, case.label, kind, name, status=self._status(case, name),
+            self.op, case.label, kind, name, status=self._status(case, kind, name),
             verified=self.verified, dtype=case.dtype, sizes=case.sizes_text, data=case.data,
             flops=self.benchmark.flops(case, kind), moved_bytes=self.benchmark.moved(case, kind),
             baseline=self.benchmark.baseline, machine=self.machine, threads=self.threads,
@@ -161,12 +176,12 @@ class Run:
     def _add_memory(self, name: str, rows: list[Row]) -> None:
         console.print(f"memory: {name}")
         cases = [
-            {"op": self.op, "candidate": name, "case": row.case, "kind": row.kind,
+            {"op": self.op, "implementation": name, "case": row.case, "kind": row.kind,
              "device": self.device}
             for row in rows
         ]  # fmt: skip
-        try:
-            peaks = peak_bytes_each(prepare, cases)
+        try:  # a process for each; all of a quick run share one, since it takes seconds to start
+            peaks = peak_bytes_each(prepare, cases, self.meter if self.quick else None)
         except RuntimeError as error:
             _leave_out(rows, error)
         else:
@@ -178,17 +193,17 @@ class Run:
         inputs = self.benchmark.inputs(case, self.device)
         calls = {}
         for row in rows:
-            candidate = self.candidates[row.candidate]
+            name = row.implementation
             try:
-                registry.warm_up(self.benchmark, candidate, case.dtype, kind, self.device)
+                self.benchmark.small_call(name, case.dtype, kind, self.device)()
             except RuntimeError as error:
                 _leave_out([row], error)
             else:
-                calls[row.candidate] = candidate.build(inputs, kind)
+                calls[name] = self.implementations[name].build(inputs, kind)
         timed = _each_twice(calls) if self.benchmark.short else calls
         times = time_interleaved(timed, self.device, self.seconds)
         for row in _measured(rows):
-            mine = times[row.candidate]
+            mine = times[row.implementation]
             spread = Spread.of(mine)
             row.rounds = len(mine)
             row.median_ms, row.q25_ms, row.q75_ms = spread.median, spread.q25, spread.q75
@@ -203,8 +218,8 @@ class Run:
         assert self.benchmark.mistakes is not None
         mistakes = self.benchmark.mistakes(inputs)
         for row in rows:
-            if row.candidate != PRODUCTS:  # they have no result
-                row.wrong, row.checked = mistakes(calls[row.candidate]())
+            if row.implementation != PRODUCTS:  # they have no result
+                row.wrong, row.checked = mistakes(calls[row.implementation]())
 
 
 def _each_twice(calls: dict[str, Call]) -> dict[str, Call]:
@@ -213,8 +228,8 @@ def _each_twice(calls: dict[str, Call]) -> dict[str, Call]:
 
 
 def _leave_out(rows: list[Row], error: RuntimeError) -> None:
-    """Goes on without a candidate that fails, unless it is ours."""
-    if any(row.candidate == OURS for row in rows):
+    """Goes on without an implementation that fails, unless it is ours."""
+    if any(row.implementation == OURS for row in rows):
         raise error
     console.print(str(error), markup=False)
     for row in rows:
@@ -233,16 +248,14 @@ def _chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Ca
     return chosen
 
 
-def _chosen(found: dict[str, Candidate], only: list[str] | None) -> dict[str, Candidate]:
-    unknown = set(only or ()) - set(found)
+def _chosen(
+    found: dict[str, Implementation], options: argparse.Namespace
+) -> dict[str, Implementation]:
+    unknown = set(options.only or ()) - set(found)
     if unknown:
         raise SystemExit(f"--only: no {', '.join(unknown)} here; there are {', '.join(found)}")
-    return {name: found[name] for name in only or found}
-
-
-def no_bfloat16() -> bool:
-    """Whether this CPU lacks bfloat16 products: torch's, without them, take 50 times as long."""
-    return not build_info().get("bfloat16_matmul", True)
+    names = options.only or [name for name in found if name != COMPILED or not options.quick]
+    return {name: found[name] for name in names}
 
 
 def _memory_cap(device: str) -> float:
@@ -250,12 +263,13 @@ def _memory_cap(device: str) -> float:
     return CPU_MEMORY_CAP if device == "cpu" else torch.cuda.mem_get_info()[0] / 1e9
 
 
-def prepare(op: str, candidate: str, case: str, kind: str, device: str) -> Call:
-    """For `peak_bytes`: one candidate on one case, libraries loaded; its buffers count."""
+def prepare(op: str, implementation: str, case: str, kind: str, device: str) -> Call:
+    """For `Meter`: one implementation on one case, libraries loaded; its buffers count."""
     benchmark = registry.load(op)
-    problem, chosen = benchmark.case(case), benchmark.candidates(device)[candidate]
-    registry.warm_up(benchmark, chosen, problem.dtype, kind, device)
+    problem = benchmark.case(case)
+    benchmark.small_call(implementation, problem.dtype, kind, device)()
     inputs = benchmark.inputs(problem, device)
+    chosen = benchmark.implementations(device)[implementation]
     return lambda: chosen.build(inputs, kind)()
 
 
@@ -269,11 +283,7 @@ def _write(
         tables[options.out / f"{run.op}-predicted.csv"] = predicted
     for path, content in tables.items():
         report.write_csv(content, path)
-    sweep = {case.label for case in run.cases if case.sweep}
-    drawn = [row for row in rows if row.case in sweep]
-    if not drawn:
-        return [*tables]
-    return [*tables, *plot.plots(drawn, run.benchmark.axis, drawn[0].kind, stem)]
+    return [*tables, *plot.draw(run.benchmark, rows, stem)]
 
 
 if __name__ == "__main__":

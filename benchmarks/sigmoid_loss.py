@@ -1,94 +1,85 @@
 """The sigmoid loss against eager, torch.compile, open_clip, siglip_kernel and three products."""
 
-import functools
-
 import torch
-import torch.nn.functional as F
 
 import tilewise as tw
 from benchmarks import baselines
-from benchmarks.harness.registry import (
-    EAGER,
-    OURS,
-    PRODUCTS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-    of_function,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import Case
 
 CASES = (
     *(Case({"B": b, "D": 512}, sweep=True, quick=b in (512, 2048)) for b in (512, 1024, 2048)),
     *(Case({"B": b, "D": 512}, sweep=True) for b in (4096, 8192)),
-    Case({"B": 16384, "D": 512}, sweep=True, kinds=(TRAINING,)),
-    Case({"B": 32768, "D": 512}, sweep=True, kinds=(TRAINING,), only=(OURS, PRODUCTS)),
+    Case({"B": 16384, "D": 512}, sweep=True, kinds=(bench.TRAINING,)),
+    Case(
+        {"B": 32768, "D": 512}, sweep=True, kinds=(bench.TRAINING,),
+        only=(bench.OURS, bench.PRODUCTS),
+    ),
     Case({"B": 8192, "D": 512}, "bfloat16"),
-    Case({"B": 32768, "D": 256}, kinds=(TRAINING,), only=(OURS,), timed=False),
-    Case({"B": 32768, "D": 768}, kinds=(TRAINING,), only=(OURS,), timed=False),
-)
+    *(
+        Case({"B": 32768, "D": d}, kinds=(bench.TRAINING,), only=(bench.OURS,), timed=False)
+        for d in (256, 768)
+    ),
+)  # fmt: skip
 
 
-def inputs(case: Case, device: str) -> Inputs:
+def features(case: Case, device: str) -> bench.Inputs:
+    """Normalised features of pictures and texts, which need gradients."""
+    draw = bench.Normal(case, device)
+    pair = [draw.unit(case.sizes["B"], case.sizes["D"]).requires_grad_() for _ in range(2)]
+    return dict(zip(("image_features", "text_features"), pair, strict=True))
+
+
+def inputs(case: Case, device: str) -> bench.Inputs:
     """Normalised features, and SigLIP's initial scale and bias; all need gradients."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def features():
-        shape = case.sizes["B"], case.sizes["D"]
-        x = torch.randn(shape, device=device, generator=generator)
-        return F.normalize(x, dim=1).to(case.torch_dtype).requires_grad_()
-
-    def scalar(value: float):
-        return torch.tensor(value, device=device, requires_grad=True)
-
-    return {"image": features(), "text": features(), "scale": scalar(10.0), "bias": scalar(-10.0)}
+    scalars = {"logit_scale": 10.0, "logit_bias": -10.0}
+    return features(case, device) | {k: bench.scalar(v, device) for k, v in scalars.items()}
 
 
-def products(inputs: Inputs, kind: str):
+def products(inputs: bench.Inputs, kind: str):
     """What no exact method gets below: the logits and, in training, a product per gradient."""
-    image, text = inputs["image"].detach(), inputs["text"].detach()
+    image, text = inputs["image_features"].detach(), inputs["text_features"].detach()
     logits = image.new_zeros(len(image), len(text))
+    if kind == bench.FORWARD:
+        return lambda: torch.mm(image, text.T, out=logits)
     d_image, d_text = torch.zeros_like(image), torch.zeros_like(text)
 
     def call():
         torch.mm(image, text.T, out=logits)
-        if kind == TRAINING:
-            torch.mm(logits, text, out=d_image)
-            torch.mm(logits.T, image, out=d_text)
+        torch.mm(logits, text, out=d_image)
+        torch.mm(logits.T, image, out=d_text)
 
     return call
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that computes this loss on `device`, if it is installed."""
+    eager, open_clip = baselines.eager_sigmoid_loss, baselines.open_clip_sigmoid_loss
     found = {
-        OURS: of_function(tw.sigmoid_loss),
-        PRODUCTS: Candidate(products, matrices(1, "B", "B")),
-        EAGER: of_function(baselines.eager_sigmoid_loss, matrices(6.4, "B", "B")),
-        "torch.compile": of_function(
-            baselines.compiled(baselines.eager_sigmoid_loss), matrices(1.3, "B", "B")
+        bench.OURS: bench.of_function(tw.sigmoid_loss),
+        bench.PRODUCTS: bench.Implementation(products, bench.matrices(1, "B", "B")),
+        bench.EAGER: bench.of_function(eager, bench.matrices(6.4, "B", "B")),
+        bench.COMPILED: bench.of_function(
+            baselines.compiled(eager), bench.matrices(1.3, "B", "B")
         ),
     }
     if baselines.installed("open_clip"):
-        found["open_clip"] = of_function(baselines.open_clip_sigmoid_loss, matrices(5.2, "B", "B"))
+        found["open_clip"] = bench.of_function(open_clip, bench.matrices(5.2, "B", "B"))
         if baselines.open_clip_has_chunks():
-            chunked = functools.partial(baselines.open_clip_sigmoid_loss, chunk_size=1024)
-            found["open_clip chunked"] = of_function(chunked)
+            found["open_clip chunked"] = bench.of_function(open_clip, chunk_size=1024)
     if device == "cuda" and baselines.installed("siglip_kernel"):
-        found["siglip_kernel"] = of_function(baselines.siglip_kernel_sigmoid_loss)
+        found["siglip_kernel"] = bench.of_function(baselines.siglip_kernel_sigmoid_loss)
     return found
 
 
 def flops(case: Case, kind: str) -> int:
     """Three products of B x B x D in training, one without gradients."""
-    return (3 if kind == TRAINING else 1) * 2 * case.sizes["B"] ** 2 * case.sizes["D"]
+    return (3 if kind == bench.TRAINING else 1) * 2 * case.sizes["B"] ** 2 * case.sizes["D"]
 
 
 def moved(case: Case, kind: str) -> int:
     """Both features are read and, in training, both gradients written."""
-    tensors = 4 if kind == TRAINING else 2
+    tensors = 4 if kind == bench.TRAINING else 2
     return tensors * case.sizes["B"] * case.sizes["D"] * case.torch_dtype.itemsize
 
 
@@ -97,13 +88,13 @@ def instructions(case: Case, kind: str) -> int:
     return 36 * case.sizes["B"] ** 2
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"B": 512, "D": 256}),  # torch.compile takes equal sizes to be one and the same
+    inputs,
+    implementations,
+    moved,
+    flops,
     axis="B",
-    cases=CASES,
-    small=Case({"B": 512, "D": 256}),  # torch.compile takes equal sizes to be one and the same
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
     instructions=instructions,
 )

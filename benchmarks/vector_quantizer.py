@@ -4,21 +4,11 @@ import torch
 
 import tilewise as tw
 from benchmarks import baselines, nearest_code
-from benchmarks.harness.measure import Call
-from benchmarks.harness.registry import (
-    OURS,
-    PRODUCTS,
-    TRAINING,
-    Benchmark,
-    Candidate,
-    Case,
-    Inputs,
-    matrices,
-)
+from benchmarks.harness import bench
+from benchmarks.harness.bench import TRAINING, Case
 from benchmarks.nearest_code import flops, sized
 
 LUCIDRAINS = "lucidrains"
-
 
 CASES = (
     sized(2048, 512, 64, kinds=(TRAINING,), quick=True),
@@ -27,58 +17,57 @@ CASES = (
 )
 
 
-def inputs(case: Case, device: str) -> Inputs:
-    """A batch (1, N, D) that needs gradients, the codes (K, D), and a gradient of the output."""
+def inputs(case: Case, device: str) -> bench.Inputs:
+    """A batch (1, N, D) that needs gradients, the codes (K, D), and gradients of the results."""
     n, k, d = case.sizes.values()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        x, codebook, grad = torch.randn(1, n, d), torch.randn(k, d), torch.randn(1, n, d)
-    x, grad = x.to(device, case.torch_dtype), grad.to(device, case.torch_dtype)
-    return {"x": x.requires_grad_(), "codebook": codebook.to(device), "grad": grad}
+    draw = bench.Normal(case, device)
+    grads = draw(1, n, d), torch.ones((), device=device)
+    return {
+        "x": draw(1, n, d).requires_grad_(), "codebook": draw(k, d).float(), bench.GRADS: grads
+    }  # fmt: skip
 
 
-def ours(inputs: Inputs, kind: str) -> Call:
+def ours(inputs: bench.Inputs, kind: str) -> bench.Call:
     """tilewise's module."""
     codebook = inputs["codebook"]
     codes, dim = codebook.shape
     quantizer = tw.nn.VectorQuantizer(dim, codes).to(codebook.device)
     with torch.no_grad():
         quantizer.codebook.copy_(codebook)
-    quantizer._codebook.embed_avg.copy_(codebook)
-    return step(quantizer, inputs)
+    return step(quantizer, inputs, kind)
 
 
-def lucidrains(inputs: Inputs, kind: str) -> Call:
+def lucidrains(inputs: bench.Inputs, kind: str) -> bench.Call:
     """lucidrains' module, as it is by default."""
-    quantizer = baselines.lucidrains_quantizer(inputs["codebook"])
-    quantizer._codebook.embed_avg.copy_(inputs["codebook"])
-    return step(quantizer, inputs)
+    return step(baselines.lucidrains_quantizer(inputs["codebook"]), inputs, kind)
 
 
-def step(quantizer: torch.nn.Module, inputs: Inputs) -> Call:
+def step(quantizer: torch.nn.Module, inputs: bench.Inputs, kind: str) -> bench.Call:
     """A call that goes forward, learns, and goes backward."""
-    x, grad = inputs["x"], inputs["grad"]
+    quantizer._codebook.embed_avg.copy_(inputs["codebook"])
+    x = inputs["x"]
 
     def call():
         quantized, index, loss = quantizer(x)
-        loss = loss.sum()  # lucidrains' has one dimension
-        (d_x,) = torch.autograd.grad((quantized, loss), x, (grad, torch.ones_like(loss)))
-        return quantized.detach(), index, loss.detach(), d_x
+        return quantized, index, loss.sum()  # lucidrains' has one dimension
 
-    return call
+    return bench.call_of(call, [x], kind, inputs[bench.GRADS])
 
 
-def products(inputs: Inputs, kind: str) -> Call:
+def products(inputs: bench.Inputs, kind: str) -> bench.Call:
     """The product that a search by matrix multiplication begins with."""
     x = inputs["x"].detach()[0]
     return nearest_code.products({"x": x, "codebook": inputs["codebook"].to(x.dtype)}, kind)
 
 
-def candidates(device: str) -> dict[str, Candidate]:
+def implementations(device: str) -> dict[str, bench.Implementation]:
     """The modules that there are."""
-    found = {OURS: Candidate(ours), PRODUCTS: Candidate(products, matrices(1, "N", "K"))}
+    found = {
+        bench.OURS: bench.Implementation(ours),
+        bench.PRODUCTS: bench.Implementation(products, bench.matrices(1, "N", "K")),
+    }
     if baselines.installed("vector_quantize_pytorch"):
-        found[LUCIDRAINS] = Candidate(lucidrains, matrices(6, "N", "K"))
+        found[LUCIDRAINS] = bench.Implementation(lucidrains, bench.matrices(6, "N", "K"))
     return found
 
 
@@ -88,13 +77,12 @@ def moved(case: Case, kind: str) -> int:
     return (4 * n + 2 * k) * d * case.torch_dtype.itemsize + 8 * n
 
 
-BENCHMARK = Benchmark(
-    axis=None,
-    cases=CASES,
-    small=Case({"N": 128, "K": 96, "D": 16}, kinds=(TRAINING,)),
-    inputs=inputs,
-    candidates=candidates,
-    flops=flops,
-    moved=moved,
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"N": 128, "K": 96, "D": 16}, kinds=(TRAINING,)),
+    inputs,
+    implementations,
+    moved,
+    flops,
     baseline=LUCIDRAINS,
 )

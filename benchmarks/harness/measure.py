@@ -9,6 +9,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+ANSWER = "peak bytes: "  # begins a line of what the process of a `Meter` prints
 LEAST, WARM_ROUND, LONG_ROUND = 5, 5.0, 20.0  # rounds, seconds, seconds
 Call = Callable[[], Any]
 
@@ -90,6 +92,15 @@ def _round(calls: dict[str, Call], times: dict[str, list[float]], device: str) -
     return time.perf_counter() - begin
 
 
+def times_longer(call: Call, other: Call, rounds: int = 3) -> float:
+    """How many times as long a call takes as another one, each at its best."""
+    best = []
+    for one in (call, other):
+        one()
+        best.append(min(time_once(one, "cpu") for _ in range(rounds)))
+    return best[0] / best[1]
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -118,32 +129,75 @@ def peak_bytes(prepare: Callable[..., Call], **kwargs: Any) -> int:
     return peak_bytes_each(prepare, [kwargs])[0]
 
 
-def peak_bytes_each(prepare: Callable[..., Call], cases: Sequence[dict[str, Any]]) -> list[int]:
-    """`peak_bytes` of several calls, one after the other in one fresh process.
+def peak_bytes_each(
+    prepare: Callable[..., Call], cases: Sequence[dict[str, Any]], meter: "Meter | None" = None
+) -> list[int]:
+    """`peak_bytes` of several calls, one after the other in one fresh process, or in `meter`'s.
 
     Where the system does not let a process reset its peak, each gets a process of its own.
     """
     on_gpu = all(str(case.get("device", "")).startswith("cuda") for case in cases)
-    if on_gpu or _reset_peak():
-        return _measure(prepare, cases)
-    return [peak for case in cases for peak in _measure(prepare, [case])]
+    if not on_gpu and not _reset_peak():
+        return [_alone(prepare, case) for case in cases]
+    if meter is not None:
+        return [meter.peak_bytes(**case) for case in cases]
+    with Meter(prepare) as own:
+        return [own.peak_bytes(**case) for case in cases]
 
 
-def _measure(prepare: Callable[..., Call], cases: Sequence[dict[str, Any]]) -> list[int]:
-    """What `_serve` says about the cases in a fresh process."""
-    if prepare.__qualname__ != prepare.__name__ or not prepare.__name__.isidentifier():
-        raise ValueError(f"prepare: expected a top-level function, got {prepare.__qualname__}")
-    target = [str(Path(inspect.getfile(prepare)).resolve()), prepare.__name__]
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.harness.measure", *target],
-        input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True,
-    )
-    if child.returncode:
-        raise RuntimeError(
-            f"measuring {prepare.__name__} failed with status {child.returncode}:\n"
-            + child.stderr[-2000:]
-        )
-    return json.loads(child.stdout.splitlines()[-1])
+def _alone(prepare: Callable[..., Call], case: dict[str, Any]) -> int:
+    with Meter(prepare) as meter:
+        return meter.peak_bytes(**case)
+
+
+class Meter:
+    """A process in which `peak_bytes` of one call after the other is measured.
+
+    It starts with the first call, since that takes seconds.
+    """
+
+    def __init__(self, prepare: Callable[..., Call]):
+        if prepare.__qualname__ != prepare.__name__ or not prepare.__name__.isidentifier():
+            raise ValueError(f"prepare: expected a top-level function, got {prepare.__qualname__}")
+        self._name = prepare.__name__
+        self._target = [str(Path(inspect.getfile(prepare)).resolve()), prepare.__name__]
+        self._child: subprocess.Popen | None = None
+
+    def peak_bytes(self, **case: Any) -> int:
+        """Extra bytes at the peak of the call `prepare(**case)`; RuntimeError where it fails."""
+        if self._child is None:
+            command = [sys.executable, "-m", "benchmarks.harness.measure", *self._target]
+            self._errors = tempfile.TemporaryFile("w+")
+            self._child = subprocess.Popen(
+                command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+        answer = self._ask(self._child, json.dumps(case))
+        if answer.startswith(ANSWER):
+            return int(answer.removeprefix(ANSWER))
+        status = self._child.wait()
+        self._errors.seek(0)
+        text = self._errors.read()[-2000:]
+        self._child = None
+        raise RuntimeError(f"measuring {self._name} failed with status {status}:\n{text}")
+
+    @staticmethod
+    def _ask(child: subprocess.Popen, question: str) -> str:
+        """Its answer; empty where it ends without one."""
+        try:
+            child.stdin.write(question + "\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            return ""
+        # What a library prints comes first.
+        return next((line for line in child.stdout if line.startswith(ANSWER)), "")
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.communicate()
 
 
 def peak_here(call: Call, device: str = "cpu") -> int:
@@ -206,10 +260,12 @@ def _load(path: str, name: str) -> Callable[..., Call]:
 
 
 def _serve() -> None:
-    """Runs in the process that `_measure` starts: cases on stdin, bytes on stdout."""
+    """Runs in the process of a `Meter`: a case on each line of stdin, bytes on stdout."""
     prepare = _load(*sys.argv[1:])
-    cases = json.load(sys.stdin)
-    print(json.dumps([peak_here(prepare(**case), case.get("device", "cpu")) for case in cases]))
+    for line in sys.stdin:
+        case = json.loads(line)
+        peak = peak_here(prepare(**case), case.get("device", "cpu"))
+        print(f"{ANSWER}{peak}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Draws time and memory on logarithmic axes: against a size, or of many cases side by side."""
+"""Draws time and memory on logarithmic axes: against a size, or of many cases side by side.
+
+`python -m benchmarks.harness.plot` draws the tracked pictures anew from the tracked CSV files.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,31 +13,43 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
 
-from benchmarks.harness.registry import EAGER, OURS, PRODUCTS  # noqa: E402
-from benchmarks.harness.report import MEASURED, Row  # noqa: E402
+from benchmarks.harness import registry  # noqa: E402
+from benchmarks.harness.bench import COMPILED, EAGER, OURS, PRODUCTS, Benchmark  # noqa: E402
+from benchmarks.harness.measure import ROOT  # noqa: E402
+from benchmarks.harness.report import MEASURED, Row, read_csv  # noqa: E402
 
-# Colours that also differ in lightness; the ops' own yardsticks take the spare ones in turn.
-COLOURS = {OURS: "#d1495b", PRODUCTS: "#555555", EAGER: "#2e4057", "torch.compile": "#00798c"}
+# Colours that also differ in lightness; the ops' own baselines take the spare ones in turn.
+COLOURS = {OURS: "#d1495b", PRODUCTS: "#555555", EAGER: "#2e4057", COMPILED: "#00798c"}
 SPARE = ("#b8860b", "#7a5195", "#5f9e45", "#3b8ea5", "#c06c2f")
 INCHES_PER_LABEL = 0.27
 INCHES_PER_CASE = 0.42
 
 Value = Callable[[Row], float | None]
+End = tuple[dict[int, float], str, str, str]  # points of a line, its name, colour, and a note
 
 
-def plots(rows: Sequence[Row], axis: str | None, kind: str, stem: Path) -> list[Path]:
-    """Draws the rows of one kind; returns the two files `<stem>-{time,memory}.png`."""
-    rows = [row for row in rows if row.kind == kind]
-    paths = [stem.with_name(f"{stem.name}-{what}.png") for what in ("time", "memory")]
-    for draw, path in zip((_time, _memory), paths, strict=True):
-        figure = draw(rows, axis) if axis else _cases(rows, draw is _time)
-        figure.savefig(path, dpi=150)
+def draw(benchmark: Benchmark, rows: Sequence[Row], stem: Path) -> list[Path]:
+    """Draws the cases of the sweep, the main kind; returns `<stem>-{time,memory}.png`, if any."""
+    sweep = {case.label for case in benchmark.cases if case.sweep}
+    rows = [row for row in rows if row.case in sweep]
+    rows = [row for row in rows if row.kind == rows[0].kind]
+    if not rows:
+        return []
+    axis = benchmark.axis
+    figures = {
+        "time": _time(rows, axis) if axis else _cases(rows, time=True),
+        "memory": _memory(rows, axis) if axis else _cases(rows, time=False),
+    }
+    paths = []
+    for what, figure in figures.items():
+        paths.append(stem.with_name(f"{stem.name}-{what}.png"))
+        figure.savefig(paths[-1], dpi=150)
         plt.close(figure)
     return paths
 
 
 def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
-    """A line for each case: every candidate's time beside the bare products', or its memory.
+    """A line for each case: every implementation's time beside the products', or its memory.
 
     Where there are no products, beside the baseline's.
     """
@@ -42,12 +57,12 @@ def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
     cases = list(dict.fromkeys(row.case for row in rows))
     height = 1.8 + INCHES_PER_CASE * len(cases)
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    products = any(row.candidate == PRODUCTS for row in rows)
+    products = any(row.implementation == PRODUCTS for row in rows)
     floor = PRODUCTS if products else rows[0].baseline
     ratio: Value = lambda r: r.ratio_to_products if products else r.ratio_to_baseline  # noqa: E731
     value: Value = ratio if time else lambda r: r.peak_bytes
     for name, colour in _colours(rows).items():
-        line = [row for row in rows if row.candidate == name and value(row)]
+        line = [row for row in rows if row.implementation == name and value(row)]
         places = [cases.index(row.case) for row in line]
         if time and name == floor:
             axes.axvline(1.0, color=colour, linestyle="--", linewidth=1.2, label=name)
@@ -69,20 +84,22 @@ def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
 
 
 def _short(rows: Sequence[Row], case: str) -> str:
-    """A case in a few characters: the sizes, and the data if it matters."""
+    """A case in a few characters: the sizes, and what else tells it from the others."""
     row = next(row for row in rows if row.case == case)
-    return " × ".join(map(str, row.size_of.values())) + (f", {row.data}" if row.data else "")
+    text = " × ".join(map(str, row.size_of.values()))
+    several = len({row.dtype for row in rows}) > 1
+    return text + f", {row.dtype}" * several + (f", {row.data}" if row.data else "")
 
 
 def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
-    """Time above, its ratio to the bare products below."""
+    """Time above, its ratio to the products below."""
     figure, (above, below) = plt.subplots(
         2, sharex=True, figsize=(8, 7), height_ratios=(2, 1), layout="constrained"
     )
     above.set(xscale="log", yscale="log")
     _panel(above, rows, axis, lambda row: row.median_ms, _milliseconds, notes=True)
     for name, colour in _colours(rows).items():
-        line = [row for row in rows if row.candidate == name and row.median_ms is not None]
+        line = [row for row in rows if row.implementation == name and row.median_ms is not None]
         quartiles = [row.q25_ms for row in line], [row.q75_ms for row in line]
         x = [row.size_of[axis] for row in line]
         above.fill_between(x, *quartiles, color=colour, alpha=0.15, linewidth=0)
@@ -105,46 +122,53 @@ def _panel(
     axes: Axes, rows: Sequence[Row], axis: str, value: Value, unit: Callable[[float], str],
     notes: bool = False,
 ) -> None:
-    """A line with a label for each candidate; `notes` adds why a line stops."""
+    """A line with a label for each implementation; `notes` adds why a line stops."""
     ends = []
     for name, colour in _colours(rows).items():
-        line = [row for row in rows if row.candidate == name and value(row) is not None]
+        line = [row for row in rows if row.implementation == name and value(row) is not None]
         if line:
             x, y = [row.size_of[axis] for row in line], [value(row) for row in line]
             axes.plot(
                 x, y, "--" if name == PRODUCTS else "-", color=colour, marker="o", markersize=4,
                 linewidth=2.6 if name == OURS else 1.5, zorder=3 if name == OURS else 2,
             )  # fmt: skip
-            ends.append((y[-1], name, colour, _skipped(rows, name, axis) if notes else ""))
+            note = _skipped(rows, name, axis) if notes else ""
+            ends.append((dict(zip(x, y, strict=True)), name, colour, note))
     sizes = sorted({row.size_of[axis] for row in rows})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: unit(y)))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    _labels(axes, sorted(ends))
+    _labels(axes, _lowest_first(ends))
 
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    names = list(dict.fromkeys(row.candidate for row in rows))
+    names = list(dict.fromkeys(row.implementation for row in rows))
     spare = iter(SPARE * len(names))
     return {name: COLOURS.get(name) or next(spare) for name in names}
 
 
 def _skipped(rows: Sequence[Row], name: str, axis: str) -> str:
-    """Why the line of a candidate stops early."""
+    """Why the line of an implementation stops early."""
     for row in rows:
-        if row.candidate == name and row.status != MEASURED:
+        if row.implementation == name and row.status != MEASURED:
             return f"{row.size_of[axis]:,} {row.status.removeprefix('skipped: ')}"
     return ""
 
 
-def _labels(axes: Axes, ends: list[tuple[float, str, str, str]]) -> None:
+def _lowest_first(ends: list[End]) -> list[End]:
+    """In the order of the lines where all of them still are; one may go on alone, and higher."""
+    shared = [x for x in ends[0][0] if all(x in points for points, *_ in ends)] if ends else []
+    return sorted(ends, key=lambda end: end[0][shared[-1]] if shared else max(end[0].values()))
+
+
+def _labels(axes: Axes, ends: list[End]) -> None:
     """Names the lines at the right edge, from the lowest up, apart from each other."""
     axes.autoscale_view()
     gap = INCHES_PER_LABEL / (axes.get_position().height * axes.figure.get_figheight())
     to_axes = axes.transData + axes.transAxes.inverted()
-    heights = [to_axes.transform((1, y))[1] for y, *_ in ends]
+    heights = [to_axes.transform((1, list(points.values())[-1]))[1] for points, *_ in ends]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
     ceiling = 1.0
@@ -167,11 +191,11 @@ def _titles(
     axes: Axes, rows: Sequence[Row], what: str, sizes: str, across: str = "axes fraction"
 ) -> None:
     """Above the axes, from their left edge or from the figure's."""
-    row = rows[0]
+    row, dtypes = rows[0], " and ".join(dict.fromkeys(row.dtype for row in rows))
     texts = {"xycoords": (across, "axes fraction"), "textcoords": "offset points"}
     left = 0 if across == "axes fraction" else 8
     axes.annotate(
-        f"{row.op}, {row.kind}: {what}  ({sizes}, {row.dtype})", (0, 1), xytext=(left, 26),
+        f"{row.op}, {row.kind}: {what}  ({sizes}, {dtypes})", (0, 1), xytext=(left, 26),
         fontweight="bold", fontsize=11, **texts,
     )  # fmt: skip
     note = "" if row.verified else "  ·  NOT VERIFIED"
@@ -191,3 +215,15 @@ def _bytes(value: float) -> str:
         if value >= size:
             return f"{value / size:g} {unit}"
     return f"{value:g} B"
+
+
+def main() -> None:
+    """Draws what is tracked."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*-c*.csv")):
+        op = path.stem.rsplit("-", 1)[0]
+        for picture in draw(registry.load(op), read_csv(path), path.with_suffix("")):
+            print(f"drew {picture.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ wait for the products.
 
 from dataclasses import dataclass
 
-from benchmarks.harness.registry import OURS, Benchmark, Case
+from benchmarks.harness.bench import OURS, Benchmark, Case
 from benchmarks.harness.report import PREDICTED, Row, provenance
 
 LANES_PER_CLOCK = 4 * 32  # of one SM

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -24,17 +25,17 @@ MEASURED, PREDICTED = "measured", "predicted"
 
 @dataclass
 class Row:
-    """One candidate on one case. Empty fields were not measured; `status` says why.
+    """One implementation on one case. Empty fields were not measured; `status` says why.
 
     `status` is "measured", "predicted", or "skipped: ..."; `verified` whether the op's tests passed
-    just before. Of predicted rows, q25 and q75 are the best and the worst case of the model.
-    `wrong` entries were found among the `checked` ones of a result.
+    just before, on this device. Of predicted rows, q25 and q75 are the best and the worst case of
+    the model. `wrong` entries were found among the `checked` ones of a result.
     """
 
     op: str
     case: str
     kind: str
-    candidate: str
+    implementation: str
     status: str
     verified: bool
     dtype: str
@@ -73,7 +74,7 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "tilewise": tilewise.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -103,8 +104,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _commit() -> str:
-    """The checkout's commit, "-dirty" if tracked files other than results differ from it."""
+def commit() -> str:
+    """The checkout's commit, "-dirty" if files other than results differ from it or are new."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -112,7 +113,7 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -129,6 +130,24 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow([_rounded(getattr(row, name)) for name in names])
 
 
+def read_csv(path: Path) -> list[Row]:
+    """The rows that `write_csv` wrote."""
+    kinds = get_type_hints(Row)
+    with path.open(newline="") as file:
+        return [Row(**{name: _parsed(kinds[name], text) for name, text in row.items()})
+                for row in csv.DictReader(file)]  # fmt: skip
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """A field of that annotation from its text; empty is what was not measured."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return text == "True"
+    number = float if float in get_args(kind) else int
+    return number(text) if text else None
+
+
 def _rounded(value):
     return f"{value:.5g}" if isinstance(value, float) else value
 
@@ -141,7 +160,7 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
         headings = ["median ms", "quartiles", f"× {rows[0].baseline}", "peak MB"]
         products = any(row.ratio_to_products is not None for row in rows)
         if products:
-            headings.insert(2, "× products")
+            headings.insert(2, "× products alone")
         if any(row.wrong is not None for row in rows):
             headings.append("wrong")
         for heading in headings:
@@ -152,7 +171,7 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
                 table.add_section()
                 table.add_row(f"[bold]{row.case}")
             previous = row.case
-            table.add_row(f"  {row.candidate}", *_cells(row, products)[: len(headings)])
+            table.add_row(f"  {row.implementation}", *_cells(row, products)[: len(headings)])
         console.print(table)
 
 

@@ -1,0 +1,98 @@
+"""Functions of other packages, imported when they are called."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """`function` through torch.compile, compiled once for all sizes."""
+    # Dtypes, layouts and options are each compiled for. By default the ninth would run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=True)
+
+
+def installed(package: str) -> bool:
+    """Whether `package` could be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def open_clip_sigmoid_loss(*, chunk_size: int = 0, **features_scale_bias: Tensor) -> Tensor:
+    """open_clip's SigLipLoss; a `chunk_size` only where `open_clip_has_chunks`."""
+    options = {"chunk_size": chunk_size} if chunk_size else {}
+    return open_clip_loss().SigLipLoss(**options)(**features_scale_bias)
+
+
+def open_clip_clip_loss(**features_scale: Tensor) -> Tensor:
+    """open_clip's ClipLoss."""
+    return open_clip_loss().ClipLoss()(**features_scale)
+
+
+def open_clip_has_chunks() -> bool:
+    """Whether the installed open_clip can compute its sigmoid loss chunk by chunk."""
+    return "chunk_size" in inspect.signature(open_clip_loss().SigLipLoss).parameters
+
+
+def siglip_kernel_sigmoid_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    """siglip_kernel's fused loss, for GPUs; it takes the logarithm of the scale."""
+    return importlib.import_module("siglip_kernel").fused_siglip_loss(
+        image_features, text_features, logit_scale.log(), logit_bias
+    )
+
+
+def lucidrains_quantizer(codebook: Tensor, **settings) -> torch.nn.Module:
+    """lucidrains' VectorQuantize with the codes of `codebook` (K, D)."""
+    package = importlib.import_module("vector_quantize_pytorch")
+    codes, dim = codebook.shape
+    quantizer = package.VectorQuantize(dim=dim, codebook_size=codes, **settings)
+    quantizer.codebook = codebook
+    return quantizer.to(codebook.device)
+
+
+def lucidrains_gumbel_sample(logits: Tensor, k: int | None) -> Tensor:
+    """The sampling of lucidrains' quantisers, which also makes a one-hot matrix."""
+    package = importlib.import_module("vector_quantize_pytorch.vector_quantize_pytorch")
+    return package.gumbel_sample(logits, stochastic=True, topk=k)[0]
+
+
+def diffusers_gaussian_sample(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """A sample and its divergence by diffusers' class, whose input holds mean and logvar."""
+    _make_torchvision_importable()
+    vae = importlib.import_module("diffusers.models.autoencoders.vae")
+    posterior = vae.DiagonalGaussianDistribution(parameters)
+    return posterior.sample(), posterior.kl()
+
+
+def open_clip_loss() -> ModuleType:
+    """open_clip.loss, also where torchvision was built for another torch."""
+    _make_torchvision_importable()
+    return importlib.import_module("open_clip.loss")
+
+
+@functools.cache
+def _make_torchvision_importable() -> torch.library.Library | None:
+    """For open_clip and diffusers, which import it; neither needs it here.
+
+    A torchvision whose C++ operators do not load stops at the first schema that it misses.
+    Declaring two of them lets it go on.
+    """
+    try:
+        importlib.import_module("torchvision")
+        return None
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for op in ("nms", "qnms"):
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library  # the cache keeps it: one that is dropped takes its schemas along
