@@ -32,8 +32,11 @@ demo: build  ## train SigLIP on real image-caption pairs, our loss beside the ea
 vqvae: build  ## train a VQ-VAE on digits and on pictures, our quantiser beside the eager one
 	$(PY) -m examples.vqvae
 
-test: build  ## run the tests
-	$(PY) -m pytest
+test: build  ## run the tests, on every core
+	$(PY) -m pytest -n auto -m "not slow"
+
+test-all: build  ## the tests, with those that take long
+	$(PY) -m pytest -n auto
 
 test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \

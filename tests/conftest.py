@@ -1,11 +1,15 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and what holds for every process that runs some of them."""
 
+import inspect
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 from hypothesis import settings
 
+import tilewise._backend
 from tests.common.contrastive_cases import DEVICE
 
 if DEVICE == "cpu":  # before anything imports triton
@@ -16,10 +20,38 @@ if DEVICE == "cpu":  # before anything imports triton
 else:  # `make test-gpu`
     collect_ignore_glob = ["*_cpu.py", "*_triton.py", "test_triton_tools.py"]
 
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Inductor's cache is one for all processes of a run, and new in each run: what an earlier one left
+# would hide a change.
+OWN_CACHE = not IS_WORKER and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewise-inductor-")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+if IS_WORKER:  # a core each, for what they start too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("fuzz", max_examples=5000, deadline=None)  # `make fuzz`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid} is named after an address, so that no two processes agree on it: "
+                "give the parameter an id"
+            )
+        # Tests that use several threads, or measure memory, don't run beside each other.
+        in_threads = "threads" in inspect.signature(item.function).parameters
+        if in_threads or item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+
+
+def pytest_unconfigure():
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +69,33 @@ def poisoned_memory():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+OWN_VARIABLES = ("ATEN_", "OMP_", "TILEWISE_", "TRITON_INTERPRET")
+
+
+def process_state() -> dict:
+    """What a test could leave behind for those after it, whichever these are."""
+    return {
+        "backend": tilewise._backend._forced,
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "float32 products": torch.get_float32_matmul_precision(),
+        "anomalies": torch.is_anomaly_enabled(),
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(OWN_VARIABLES)},
+    }
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(default_device, poisoned_memory):
+    """Tests run in any order, on any worker: none may change the process for the others."""
+    before = process_state()
+    yield
+    after = process_state()
+    changed = {name: after[name] for name in before if after[name] != before[name]}
+    assert not changed, f"left behind: {changed}"
 
 
 @pytest.fixture

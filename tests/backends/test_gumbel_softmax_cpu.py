@@ -104,12 +104,14 @@ def test_strides_change_no_bit(case):
         assert all(map(torch.equal, everything(moved), plain))
 
 
+@pytest.mark.alone
 def test_calls_from_several_threads():
     expected = everything(BIG[0])
     for got in in_threads(lambda: everything(BIG[0])):
         assert all(map(torch.equal, got, expected))
 
 
+@pytest.mark.alone
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_fork():
     expected = everything(BIG[0])
@@ -196,6 +198,7 @@ MEMORY = [
 ]
 
 
+@pytest.mark.alone
 def test_memory_is_that_of_the_results():
     """No noise, no perturbed logits, no float32 copy is ever stored."""
     cases = [dict(op=op, backward=backward, dtype=dtype, rows=ROWS, cols=COLS)

@@ -121,6 +121,7 @@ def test_few_rows_share_the_threads_by_codes(threads):
         check(x, codebook, "l2", 16)
 
 
+@pytest.mark.alone
 def test_calls_from_several_threads():
     x, codebook = BY_NAME["clusters"].tensors(sizes=(500, 300, 16))
     expected = tw.nearest_code(x, codebook)
@@ -149,6 +150,7 @@ def prepare_memory(rows, dim, codes, kind):
     return lambda: tw.nearest_code(x, codebook)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["normal", "clusters"])
 def test_memory_is_linear(kind):
     """No N x K: that would be 512 MiB in the larger problem."""
@@ -205,6 +207,7 @@ def test_every_instruction_set_and_integer_unit(capability, unit):
     assert UNITS.index(used_unit) <= UNITS.index(unit)
 
 
+@pytest.mark.alone
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_fork():
     x, codebook = BY_NAME["clusters"].tensors(sizes=(500, 300, 64))

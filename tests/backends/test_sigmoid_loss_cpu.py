@@ -78,6 +78,7 @@ def test_same_bits_for_every_thread_count(threads, shape, dtype):
         assert all(map(torch.equal, got, expected)), f"{count} threads"
 
 
+@pytest.mark.alone
 def test_calls_from_several_threads():
     case = Case("mt", related(300, 300, 16))
     expected = everything(case)
@@ -101,6 +102,7 @@ def prepare_memory(batch, dim, dtype):
     return lambda: step(batch)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_memory_grows_like_the_features(dtype):
     """Four times the batch may add gradients, which are linear in it, but no B x B matrix."""
@@ -137,6 +139,7 @@ def test_every_instruction_set(capability):
     assert used == ("AVX2" if expected in ("AVX2", "AVX512") else "DEFAULT")
 
 
+@pytest.mark.alone
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_fork():
     case = Case("fork", related(300, 300, 16))

@@ -23,6 +23,8 @@ from examples.common.towers import UNKNOWN, TextTower, Words  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.xdist_group("siglip")  # pictures are read once
+
 
 @pytest.fixture(scope="module")
 def split():

@@ -18,6 +18,8 @@ from examples.common import data, quantizer_cost, reconstruction, vqvae_report  
 from examples.common.autoencoders import DIM, Autoencoder  # noqa: E402
 from examples.common.quantizer_cost import quantizer  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("vqvae")  # pictures are read once
+
 
 class Silent:
     """A progress bar that nobody sees; with `stop` it interrupts after so many steps."""

@@ -189,6 +189,7 @@ def prepare(n, k, backward, device):
     return lambda: step(module, module, x) if backward else module(x)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not KERNEL, reason="the reference stores noise")
 def test_nothing_of_the_size_of_the_logits_is_made():
     n, k = 8192, 2048

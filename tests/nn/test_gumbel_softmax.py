@@ -187,7 +187,7 @@ def test_repr_shows_what_it_does():
     (dict(tau=lambda step: -step - 1.0), ValueError, "tau: expected at least 0"),
     (dict(tau=LINEAR, learnable=True), ValueError, "learnable: expected False beside a schedule"),
     (dict(tau=0, learnable=True), ValueError, "tau: expected more than 0"),
-], ids=str)
+])
 def test_bad_arguments(settings, error, text):
     with pytest.raises(error, match=text):
         tw.nn.GumbelSoftmax(**settings)

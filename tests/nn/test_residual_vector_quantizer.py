@@ -112,7 +112,7 @@ def test_layers_left_out_do_not_learn():
     (residual, dict(channel_last=False), (2, 16, 9)),
     (grouped, dict(), (2, 9, 16)),
     (grouped, dict(codebook_dim=3, accept_3d_fmap=True), (2, 16, 3, 4, 2)),
-], ids=str)
+])
 def test_output_from_indices(make, settings, shape):
     module = make(**settings).eval()
     q, index, loss, codes = module(rows(*shape), return_all_codes=True)

@@ -361,6 +361,7 @@ def prepare_step(n, k, device):
     return lambda: step(module, x)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(_backend.choose(torch.device(DEVICE)) == "reference", reason="no kernel")
 def test_memory_grows_with_rows_not_with_rows_times_codes():
     small, large = peak_bytes_each(prepare_step, [

@@ -128,6 +128,7 @@ def prepare(rows: int):
     return call
 
 
+@pytest.mark.alone
 def test_memory_grows_with_the_rows_alone():
     """Eager keeps several matrices of rows x rows: 268 MB each at 8192."""
     small, large = (peak_bytes(prepare, rows=rows) for rows in (4096, 8192))

@@ -153,6 +153,7 @@ def prepare(rows: int, ids: bool):
     return lambda: tw.hard_negatives(image, text, 1.0, (names, names) if ids else 0, 1)
 
 
+@pytest.mark.alone
 def test_memory_has_no_matrix():
     """One of rows x rows takes 268 MB at 8192."""
     cases = [{"rows": 2048, "ids": False}, *({"rows": 8192, "ids": x} for x in (False, True))]

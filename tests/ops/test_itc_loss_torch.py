@@ -242,6 +242,7 @@ def prepare(rows: int, queue: int, dtype: str = "float32"):
     return call
 
 
+@pytest.mark.alone
 def test_memory_is_flat_in_the_queue_and_grows_with_the_rows_alone():
     """A matrix of 512 x 80,000 takes 164 MB, one of 4096 x 20,000 takes 328 MB."""
     sizes = (512, 20_000), (512, 80_000), (4096, 20_000)
