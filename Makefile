@@ -43,6 +43,9 @@ test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests; \
 	else echo "no CUDA device: nothing was tested on a GPU"; fi
 
+mutants: build  ## plant faults in copies of the tree: each must be found by a test
+	$(PY) -m tests.mutants
+
 gate: build  ## compile every Triton kernel for every architecture and compare with the table
 	$(PY) -m tests.triton_tools.gate
 
