@@ -7,8 +7,8 @@ DEVICE ?= cpu
 export TILEWISE_REQUIRE_EXTENSION ?= 1
 BUILD := $(PY) setup.py --quiet build_ext --inplace
 
-.PHONY: help build demo vqvae test test-gpu gate fuzz statistics bench bench-record bench-quick check format \
-    wheel clean
+.PHONY: help build demo vqvae test test-all test-gpu mutants gate fuzz statistics bench \
+    bench-record bench-quick check format wheel clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
