@@ -52,7 +52,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 NO_TORCH = """\
 tilewise's C++ extension is compiled for the torch that it will run with, and this build sees none
 (pip's build isolation hides the installed one). With torch installed:
-    pip install setuptools ninja
+    pip install "setuptools>=77" ninja
     pip install --no-build-isolation .
 TILEWISE_REQUIRE_EXTENSION=0 installs tilewise without the extension."""
 
