@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from tilewise.nn.losses._call import OpenClipCall
 from tilewise.ops.clip_loss import clip_loss
 
 
@@ -20,6 +21,8 @@ class ClipLoss(nn.Module):
     Raises:
         NotImplementedError: `world_size` > 1 or `use_horovod`.
     """
+
+    __call__: OpenClipCall
 
     def __init__(
         self,

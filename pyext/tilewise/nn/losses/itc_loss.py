@@ -1,6 +1,6 @@
 """ItcLoss: BLIP's and ALBEF's image-text contrast, with its queues and its temperature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,8 @@ class ItcLoss(nn.Module):
     text_queue: Tensor
     id_queue: Tensor
     queue_pointer: Tensor
+
+    __call__: Callable[..., Tensor]  # nn.Module's returns Any
 
     def __init__(
         self, dim: int, queue_size: int = 57600, alpha: float = 0.4, temperature: float = 0.07

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from tilewise.nn.losses._call import OpenClipCall
 from tilewise.ops.sigmoid_loss import sigmoid_loss
 
 
@@ -20,6 +21,8 @@ class SigLipLoss(nn.Module):
     Raises:
         NotImplementedError: `world_size` > 1.
     """
+
+    __call__: OpenClipCall
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """GumbelSoftmax: relaxed categorical samples, with a temperature that a schedule lowers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,6 +42,8 @@ class GumbelSoftmax(HasTemperature):
         ...     optimizer.step()
         ...     sample.step()
     """
+
+    __call__: Callable[..., Tensor]  # nn.Module's returns Any
 
     def __init__(
         self,
