@@ -12,11 +12,11 @@ from tilewise.nn.losses.clip_loss import ClipLoss
 from tilewise.nn.losses.itc_loss import ItcLoss, from_blip
 from tilewise.nn.losses.momentum import momentum_update
 from tilewise.nn.losses.sigmoid_loss import SigLipLoss
-from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
-from tilewise.nn.quantizers.residual_vector_quantizer import (
+from tilewise.nn.quantizers.grouped_residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
-    ResidualVectorQuantizer,
 )
+from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
+from tilewise.nn.quantizers.residual_vector_quantizer import ResidualVectorQuantizer
 from tilewise.nn.quantizers.vector_quantizer import CodeUsage, VectorQuantizer
 from tilewise.nn.sampling.diagonal_gaussian import DiagonalGaussian
 from tilewise.nn.sampling.gumbel_softmax import (

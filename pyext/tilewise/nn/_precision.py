@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def without_halving(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """For `Module._apply`: what fn does, but where that is half precision, only move."""
 
     def apply(x: Tensor) -> Tensor:

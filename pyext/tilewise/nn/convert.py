@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
-from tilewise.nn.quantizers.residual_vector_quantizer import (
+from tilewise.nn.quantizers.grouped_residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
-    ResidualVectorQuantizer,
 )
+from tilewise.nn.quantizers.gumbel_quantizer import GumbelQuantizer
+from tilewise.nn.quantizers.residual_vector_quantizer import ResidualVectorQuantizer
 from tilewise.nn.quantizers.vector_quantizer import VectorQuantizer
 
 Quantizer = VectorQuantizer | ResidualVectorQuantizer | GroupedResidualVectorQuantizer

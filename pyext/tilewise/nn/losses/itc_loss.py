@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilewise.nn._precision import at_least_float32
+from tilewise.nn._precision import without_halving
 from tilewise.nn.quantizers import _sync
 from tilewise.ops import _arguments
 from tilewise.ops.itc_loss import itc_loss
@@ -180,7 +180,7 @@ class ItcLoss(nn.Module):
         self.queue_pointer.copy_(end % self.queue_size)
 
     def _apply(self, fn, recurse=True):
-        keep = at_least_float32(fn)
+        keep = without_halving(fn)
         # The temperature is the one number; queues may be halved.
         return super()._apply(lambda x: keep(x) if x.dim() == 0 else fn(x), recurse)
 

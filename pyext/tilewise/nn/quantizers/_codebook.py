@@ -1,10 +1,14 @@
 """The codes of a vector quantiser, and how they learn: EMA, k-means, revival of dead codes."""
 
+import itertools
+import weakref
+
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn._precision import at_least_float32
+from tilewise.nn._precision import without_halving
 from tilewise.nn.quantizers import _sync
+from tilewise.nn.quantizers._sampling import by_head, sample_rows
 from tilewise.nn.quantizers._unit import unit
 from tilewise.ops import code_sums, nearest_code
 
@@ -13,14 +17,14 @@ class Codebook(nn.Module):
     """H codebooks of K codes in D dimensions, with the statistics that they are averaged from.
 
     Rows come as (M, D). With several codebooks, row m belongs to codebook m mod H, and its code is
-    named by its place in all of them, h * K + k. Nothing here looks at a value on the host: what
-    depends on data is chosen by `torch.where`, so a GPU is never waited for.
+    named by its place in all of them, the flat index h * K + k. What depends on data is chosen by
+    `torch.where`, so a GPU is never waited for, but for `needs_init`.
 
     State dict (the keys of lucidrains' `Codebook`):
         embed: (H, K, D) float32, the codes. A parameter with `learnable`, else a buffer.
         cluster_size: (H, K) float32, moving average of the rows that a code gets in a batch.
         embed_avg: (H, K, D) float32, moving average of the sum of these rows.
-        initted: () bool, whether k-means was done, or not asked for.
+        initted: () float32, 0 while k-means is still to come. No bool: weight averaging subtracts.
     """
 
     embed: Tensor
@@ -51,23 +55,43 @@ class Codebook(nn.Module):
         self.use_cosine_sim = use_cosine_sim
         self.ema_update, self.learnable, self.sync = ema_update, learnable, sync
         bound = (6 / (codebook_size * dim)) ** 0.5
-        embed = torch.empty(num_codebooks, codebook_size, dim).uniform_(-bound, bound)
+        self.dtype = torch.get_default_dtype()  # of codes as they are given out, see `_apply`
+        precise = torch.promote_types(self.dtype, torch.float32)
+        embed = torch.empty(num_codebooks, codebook_size, dim, dtype=precise)
+        embed.uniform_(-bound, bound)
         if use_cosine_sim:
             embed = unit(embed)
         if learnable:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
-        self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
+        self.register_buffer("cluster_size", embed.new_ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.detach().clone())
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
-        # What `initted` says, where Python and torch.compile can branch on it.
-        self.needs_init = kmeans_init
+        self.register_buffer("initted", torch.tensor(float(not kmeans_init), dtype=torch.float32))
+        self._known_initted = None if kmeans_init else self.initted
+        self._register()
 
     @property
     def learns(self) -> bool:
         """Whether a training step changes the codes otherwise than by their gradient."""
         return self.ema_update or self.threshold_ema_dead_code > 0
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether k-means is still to come, as the buffer `initted` says.
+
+        The buffer decides, since loading, copying, averaging and broadcasting all reach it. Python
+        reads it until it says that k-means is over, and remembers which tensor said so: training
+        waits for a GPU in its first two steps, and never after. A compiled graph cannot read it:
+        there k-means runs once more if need be, leaves the codes alone where the buffer forbids it,
+        and tells Python what the buffer says (`_tell`).
+        """
+        if torch.compiler.is_compiling():
+            return self._known_initted is None
+        if self._known_initted is not self.initted:
+            over = self.initted.is_meta or bool(self.initted != 0)
+            self._known_initted = self.initted if over else None
+        return self._known_initted is None
 
     def codes(self) -> Tensor:
         """The codes as rows are compared with them, (H, K, D): of length 1 with cosine."""
@@ -77,53 +101,88 @@ class Codebook(nn.Module):
         return self.embed
 
     @torch.no_grad()
+    def set_codes(self, codes: Tensor) -> None:
+        """Puts codes (H, K, D) in place, with averages that agree; k-means won't replace them."""
+        if codes.shape != self.embed.shape:
+            raise ValueError(
+                f"codebook: expected {tuple(self.embed.shape)} codes (heads, K, D), got "
+                f"{tuple(codes.shape)}"
+            )
+        size = max(1.0, float(self.threshold_ema_dead_code))  # not dead at once
+        self.embed.copy_(self._normal(codes.to(self.embed)))
+        self.cluster_size.fill_(size)
+        self.embed_avg.copy_(self.embed * size)
+        self.initted.fill_(1.0)
+
+    def flat_index(self, index: Tensor) -> Tensor:
+        """Indices (..., H) in each head's codebook as flat ones; negative ones stay -1."""
+        h, k, _ = self.embed.shape
+        first = k * torch.arange(h, device=index.device)
+        return torch.where(index < 0, -1, index + first)
+
+    def local_index(self, flat_index: Tensor) -> Tensor:
+        """Flat indices as indices in each head's codebook: a new tensor."""
+        if len(self.embed) == 1:
+            return flat_index.clone()
+        return torch.where(flat_index < 0, -1, flat_index % self.embed.shape[1])
+
+    @torch.no_grad()
     def search(
         self, rows: Tensor, mask: Tensor | None, codes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Nearest codes of rows (M, D): their names h * K + k, -1 where mask (M) is False, and
-        the distances (M)."""
+        """Nearest codes of rows (M, D): flat indices, -1 where mask (M) is False, and the
+        distances (M)."""
         metric = "cosine" if self.use_cosine_sim else "l2"
         codes = self.codes() if codes is None else codes
-        h, k, _ = codes.shape
+        heads = len(codes)
         rows = rows.detach()
-        if h == 1:
+        if heads == 1:
             return nearest_code(rows, codes[0], metric, mask=mask)
-        mask = None if mask is None else self._by_head(mask)
-        index, distance = nearest_code(self._by_head(rows), codes, metric, mask=mask)  # (H, N)
-        first = k * torch.arange(h, device=rows.device).unsqueeze(1)  # (H, 1)
-        index = torch.where(index < 0, -1, index + first)
-        return index.t().reshape(-1), distance.t().reshape(-1)
+        mask = None if mask is None else by_head(mask, heads)
+        index, distance = nearest_code(by_head(rows, heads), codes, metric, mask=mask)  # (H, N)
+        return self.flat_index(index.t()).reshape(-1), distance.t().reshape(-1)
 
     @torch.no_grad()
     def initialise(self, rows: Tensor, mask: Tensor | None) -> None:
-        """k-means over rows (M, D); codes that get no row keep the one that they began with."""
+        """k-means over rows (M, D); codes that get no row keep the one that they began with.
+
+        Nothing changes where `initted` says that it is over, or where there is no finite row.
+        """
         rows = rows.detach()
         valid = rows.isfinite().all(-1)
         if mask is not None:
             valid = valid & mask
         everything = torch.ones_like(self.cluster_size, dtype=torch.bool)
-        samples, found = self._sample(rows, valid, everything, repeat=True)
-        codes = torch.where(found, samples, self.embed)
+        codes, counts, total = self._kmeans(rows, valid, everything)
+        counts = counts.clamp(min=1).to(self.cluster_size.dtype)
+        start = (self.initted == 0) & (total > 0).all()
+        self.cluster_size.copy_(torch.where(start, counts, self.cluster_size))
+        self.embed_avg.copy_(torch.where(start, codes * counts.unsqueeze(-1), self.embed_avg))
+        self.embed.copy_(torch.where(start, codes, self.embed))
+        if self.ema_update:
+            self.refresh(start)
+        over = torch.where(start, 1.0, self.initted)
+        self.initted.copy_(_tell(over, self._number) if torch.compiler.is_compiling() else over)
+
+    def _kmeans(
+        self, rows: Tensor, valid: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (H, K, D), their rows (H, K), and how many rows there were (H)."""
+        samples, found, total = sample_rows(rows, valid, wanted, self.sync, repeat=True)
+        codes = torch.where(found, samples.to(self.embed.dtype), self.embed)
         counts = torch.ones_like(self.cluster_size)
         for _ in range(self.kmeans_iters):
             index, _ = self.search(rows, valid, codes)
             counts, sums = self._reduced_sums(*self._sums(rows, index))
             means = sums / counts.clamp(min=1).unsqueeze(-1)
             codes = torch.where(counts.unsqueeze(-1) > 0, self._normal(means), codes)
-        counts = counts.clamp(min=1)
-        self.cluster_size.copy_(counts)
-        self.embed_avg.copy_(codes * counts.unsqueeze(-1))
-        self.embed.copy_(codes)
-        if self.ema_update:
-            self.refresh()
-        self.initted.fill_(True)
-        self.needs_init = False
+        return codes, counts, total
 
     @torch.no_grad()
     def update(
         self, rows: Tensor, index: Tensor, refresh: bool = True, enabled: Tensor | None = None
     ) -> Tensor:
-        """One step of learning from rows (M, D) with codes index (M), -1 to leave a row out.
+        """One step of learning from rows (M, D) with flat indices (M), -1 to leave a row out.
 
         Args:
             refresh: whether codes follow their averages at once, or when `refresh` is called.
@@ -161,49 +220,13 @@ class Codebook(nn.Module):
         dead = self.cluster_size < self.threshold_ema_dead_code  # (H, K)
         if enabled is not None:
             dead = dead & enabled
-        samples, found = self._sample(rows, valid, dead)
+        samples, found, _ = sample_rows(rows, valid, dead, self.sync)
+        samples = samples.to(self.embed.dtype)
         weight = float(self.threshold_ema_dead_code)
         self.embed.copy_(torch.where(found, samples, self.embed))
         self.embed_avg.copy_(torch.where(found, samples * weight, self.embed_avg))
         size = torch.where(found.squeeze(-1), weight, self.cluster_size)
         self.cluster_size.copy_(size)
-
-    def _sample(
-        self, rows: Tensor, valid: Tensor, wanted: Tensor, repeat: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """A random valid row, of any process, for each wanted code; no row twice.
-
-        Args:
-            rows, valid: (M, D), and (M) bool.
-            wanted: (H, K) bool.
-            repeat: whether rows serve twice where there are fewer than codes; else these codes
-                get none.
-
-        Returns:
-            Rows (H, K, D), in the codes' dtype, and whether there is one, (H, K, 1).
-        """
-        valid = self._by_head(valid)  # (H, N)
-        total = valid.sum(-1)  # (H)
-        draws = torch.randint(2**62, (2, len(total)), device=rows.device)
-        total, offset, draws = _sync.positions(total, draws, self.sync)
-        position = systematic_sample(wanted, total.unsqueeze(-1), draws.unsqueeze(-1), repeat)
-        found = (position >= 0).unsqueeze(-1)
-        samples = self._rows_at(rows, valid, position - offset.unsqueeze(-1))
-        samples = torch.where(found, samples, 0.0).to(self.embed.dtype)
-        _sync.all_reduce(samples, self.sync)
-        return samples, found
-
-    def _rows_at(self, rows: Tensor, valid: Tensor, position: Tensor) -> Tensor:
-        """The valid rows number `position` (H, K), 0 where this process has no such row."""
-        h, n = valid.shape
-        if n == 0:
-            return rows.new_zeros(*position.shape, rows.shape[-1])
-        order = valid.cumsum(-1)  # (H, N): how many valid rows there are up to each
-        here = (position >= 0) & (position < order[:, -1:])
-        row = torch.searchsorted(order, (position + 1).contiguous()).clamp(max=n - 1)  # (H, K)
-        row = row * h + torch.arange(h, device=rows.device).unsqueeze(1)
-        samples = rows.index_select(0, row.reshape(-1)).unflatten(0, position.shape)
-        return torch.where(here.unsqueeze(-1), samples, 0.0)
 
     def _sums(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (H, K) and sums (H, K, D) of this process's rows."""
@@ -223,36 +246,58 @@ class Codebook(nn.Module):
     def _normal(self, codes: Tensor) -> Tensor:
         return unit(codes) if self.use_cosine_sim else codes
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        """(M, ...) as (H, N, ...), contiguous."""
-        h = self.embed.shape[0]
-        return x.reshape(x.shape[0] // h, h, *x.shape[1:]).transpose(0, 1).contiguous()
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Also reads older releases, whose codes are (K, D), and EnCodec's, which writes `inited`.
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.initted.is_meta:
-            self.needs_init = not bool(self.initted)
+        A buffer that says "not yet" counts again. One that says "over" is looked at in training,
+        where there are several processes: if only one of them loads, all must still do the same.
+        """
+        if prefix + "inited" in state_dict:
+            state_dict[prefix + "initted"] = state_dict.pop(prefix + "inited")
+        for name in ("embed", "embed_avg", "cluster_size"):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.dim() == getattr(self, name).dim() - 1:
+                state_dict[prefix + name] = value.unsqueeze(0)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.initted.is_meta:
+            return
+        if not bool(self.initted != 0):
+            self._known_initted = None
+        elif _sync.world_size(self.sync) == 1:
+            self._known_initted = self.initted
 
     def _apply(self, fn, recurse=True):
         """Moves as asked, but half precision is too coarse to average codes in."""
-        return super()._apply(at_least_float32(fn), recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.embed.device)).dtype
+        return super()._apply(without_halving(fn), recurse)
+
+    def _register(self) -> None:
+        """Takes a number by which a graph knows this codebook; copies take another."""
+        self._number = next(_numbers)
+        _codebooks[self._number] = self
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._register()
+
+    def extra_repr(self) -> str:
+        h, k, d = self.embed.shape
+        return f"{k} codes of {d} channels" + (f", {h} codebooks" if h > 1 else "")
 
 
-def systematic_sample(wanted: Tensor, total: Tensor, draws: Tensor, repeat: bool) -> Tensor:
-    """Different places among `total`, evenly spread from a random start, one for each wanted code.
+_numbers = itertools.count()
+_codebooks: weakref.WeakValueDictionary[int, Codebook] = weakref.WeakValueDictionary()
 
-    Args:
-        wanted: (H, K) bool.
-        total: (H, 1) int64, how many there are to choose from.
-        draws: (2, H, 1) int64, random.
-        repeat: whether places serve twice where there are fewer than codes.
 
-    Returns:
-        (H, K) int64, -1 for codes that get none.
-    """
-    number = wanted.sum(-1, keepdim=True)  # (H, 1)
-    turn = (wanted.cumsum(-1) - 1 + draws[0] % number.clamp(min=1)) % number.clamp(min=1)  # (H, K)
-    chosen = number if repeat else torch.minimum(number, total)
-    start = draws[1] % total.clamp(min=1)
-    place = (turn * total + start) // chosen.clamp(min=1)
-    return torch.where(wanted & (turn < chosen) & (total > 0), place, -1)
+@torch.library.custom_op("tilewise::tell_initted", mutates_args=())
+def _tell(initted: Tensor, number: int) -> Tensor:
+    """A copy of `initted`, read on the host when a graph runs, for codebook `number`."""
+    book = _codebooks.get(number)
+    if book is not None and bool(initted != 0):
+        book._known_initted = book.initted
+    return initted.clone()
+
+
+@_tell.register_fake
+def _(initted, number):
+    return torch.empty_like(initted)

@@ -2,6 +2,10 @@
 
 Logits (N, K) are read in tiles of whole rows: no sample, one-hot or relaxed, and no softmax of that
 size is ever stored. The backward pass makes all of it again from logits and seed.
+
+This is no op of the library beside those in `tilewise.ops`: it has no kernel, no backend and no
+public function, only calls of ops that have. It is registered with torch for one reason: autograd
+and torch.compile then see one node with a backward pass of its own, and not the loop over tiles.
 """
 
 import math
@@ -9,10 +13,11 @@ from collections.abc import Iterator
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise import _backend
-from tilewise.nn.quantizers._unit import refuse_second_derivative
+from tilewise.nn.quantizers._derivatives import in_functorch, refuse_second_derivative
 from tilewise.ops.code_sums import code_sums
 from tilewise.ops.gumbel_argmax import gumbel_argmax
 from tilewise.ops.gumbel_softmax import gumbel_softmax, relaxed_gradients
@@ -22,8 +27,7 @@ HARD, SOFT, MODE = "hard", "soft", "mode"
 CPU_TILE, GPU_TILE = 1 << 19, 1 << 24  # elements: a cache's, and enough for a GPU to do at once
 
 
-@torch.library.custom_op("tilewise::gumbel_codes", mutates_args=())
-def gumbel_codes(
+def choose_codes(
     logits: Tensor,
     codebook: Tensor,
     tau: Tensor,
@@ -45,6 +49,46 @@ def gumbel_codes(
         quantized (N, D) as the codebook, index (N) int64, kl (N) float32 (float64 for float64); of
         size 0 if not needed.
     """
+    function = _differentiable if in_functorch() else gumbel_codes
+    return function(logits, codebook, tau, seed, row_offset, kind, need_kl)
+
+
+def _differentiable(
+    logits: Tensor,
+    codebook: Tensor,
+    tau: Tensor,
+    seed: Tensor,
+    row_offset: int,
+    kind: str,
+    need_kl: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`choose_codes` of differentiable operations, for torch.func: stores the one-hot matrix."""
+    if kind == MODE:
+        index = logits.argmax(-1)
+        soft = torch.softmax(logits.to(tau.dtype) / torch.where(tau == 0, 1.0, tau), -1)
+        hot = F.one_hot(index, logits.shape[-1])
+        y = (hot + (soft - soft.detach())).to(logits.dtype)
+    else:
+        y = gumbel_softmax(logits, tau, kind == HARD, seed=seed, row_offset=row_offset)
+        index = y.argmax(-1)
+    kl = logits.new_empty(0, dtype=tau.dtype)
+    if need_kl:
+        log_p = torch.log_softmax(logits.to(tau.dtype), -1).clamp(torch.finfo(tau.dtype).min)
+        kl = (log_p.exp() * (log_p + math.log(max(logits.shape[-1], 1)))).sum(-1)
+    return y.to(codebook.dtype) @ codebook, index, kl
+
+
+@torch.library.custom_op("tilewise::gumbel_codes", mutates_args=())
+def gumbel_codes(
+    logits: Tensor,
+    codebook: Tensor,
+    tau: Tensor,
+    seed: Tensor,
+    row_offset: int,
+    kind: str,
+    need_kl: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`choose_codes` for autograd."""
     n, k = logits.shape
     with no_autocast(logits):
         if kind == MODE:

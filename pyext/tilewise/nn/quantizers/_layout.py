@@ -1,7 +1,6 @@
 """Where the channels are: quantisers compute on channels last, and give back what they got."""
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Layout:
@@ -18,6 +17,11 @@ class Layout:
         self.channel_last = channel_last and not accept_image_fmap and not accept_3d_fmap
         self.ndim = 4 if accept_image_fmap else 5 if accept_3d_fmap else None
 
+    @property
+    def channels(self) -> int:
+        """The dimension of the channels."""
+        return -1 if self.channel_last else 1
+
     def to_last(self, x: Tensor, dim: int) -> Tensor:
         """(B, ..., C) with C = dim, a view."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -27,38 +31,10 @@ class Layout:
         if self.ndim is not None:
             expected = f"{self.ndim} dimensions {expected}"
         wrong = x.dim() < 2 or (self.ndim is not None and x.dim() != self.ndim)
-        if wrong or x.shape[-1 if self.channel_last else 1] != dim:
+        if wrong or x.shape[self.channels] != dim:
             raise ValueError(f"x: expected {expected}, got {tuple(x.shape)}")
         return x if self.channel_last else x.movedim(1, -1)
 
     def restore(self, x: Tensor) -> Tensor:
         """(B, ..., C) as the input was laid out, a view."""
         return x if self.channel_last else x.movedim(-1, 1)
-
-
-def projections(outer: int, inner: int) -> tuple[nn.Module, nn.Module]:
-    """Linear layers from `outer` channels to `inner` and back, where the numbers differ."""
-    if outer == inner:
-        return nn.Identity(), nn.Identity()
-    return nn.Linear(outer, inner), nn.Linear(inner, outer)
-
-
-def row_mask(x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
-    """Which rows of x (B, ..., C) count, (B, ...) bool, from a mask or from lengths (B)."""
-    if lens is not None:
-        if mask is not None:
-            raise ValueError("lens: expected either mask or lens, got both")
-        if x.dim() != 3 or lens.shape != x.shape[:1]:
-            raise ValueError(
-                f"lens: expected one length for each of {x.shape[0]} sequences, got "
-                f"{tuple(lens.shape)} for x of {tuple(x.shape)}"
-            )
-        return torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: expected a bool tensor, got {got}")
-    if mask.shape != x.shape[:-1]:
-        raise ValueError(f"mask: expected {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
-    return mask

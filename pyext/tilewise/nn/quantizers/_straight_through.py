@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tilewise.nn.quantizers._unit import EPS, refuse_second_derivative
+from tilewise.nn.quantizers._derivatives import in_functorch, refuse_second_derivative
+from tilewise.nn.quantizers._unit import EPS, unit
 from tilewise.ops import code_sums
 
 
@@ -16,8 +17,17 @@ class Weights(NamedTuple):
     codebook: float
 
 
-class StraightThrough(torch.autograd.Function):
-    """(quantized, loss) of rows whose codes were chosen, in as few passes as PyTorch allows.
+def straight_through(
+    rows: Tensor,
+    table: Tensor,
+    index: Tensor,
+    mean_error: Tensor,
+    elements: Tensor,
+    keep: Tensor | None,
+    weights: Weights,
+    rotate: bool,
+) -> tuple[Tensor, Tensor]:
+    """(quantized, loss) of rows whose codes were chosen.
 
         quantized_i = table[index_i]        loss = (w_commitment + w_codebook) * mean_error
 
@@ -27,14 +37,29 @@ class StraightThrough(torch.autograd.Function):
         d table_k = w_codebook * e * sum_{i: index_i = k} (quantized_i - rows_i)
 
     with R_i = 1, or the rotation and scaling that turns rows_i into quantized_i.
+
+    Args:
+        rows: (M, D).
+        table: (K, D), without the zero row that masked rows get.
+        index: (M), -1 for masked rows.
+        mean_error, elements: () float32: the mean squared error, and of how many elements.
+        keep: (M, 1) bool, False for masked rows; or None.
+    """
+    if in_functorch():
+        return _differentiable(rows, table, index, elements, keep, weights, rotate)
+    return StraightThrough.apply(
+        rows, table, index, mean_error, elements, keep, weights, rotate
+    )
+
+
+class StraightThrough(torch.autograd.Function):
+    """`straight_through` in as few passes as PyTorch allows.
+
+    The backward pass needs `quantized`, which who changes it in place must therefore copy.
     """
 
     @staticmethod
     def forward(ctx, rows, table, index, mean_error, elements, keep, weights, rotate):
-        """Args: rows (M, D); table (K, D), without the zero row that masked rows get; index (M),
-        -1 for these; mean_error () float32; elements () float32: how many it is the mean of;
-        keep (M, 1) bool or None, False for masked rows; weights; rotate: bool.
-        """
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.rotate, ctx.num_codes = weights, rotate, len(table)
         quantized = gather(table, index, keep is not None).to(rows.dtype)
@@ -69,6 +94,38 @@ class StraightThrough(torch.autograd.Function):
                 d_rows = d_rows.to(rows.dtype)
                 d_rows = d_rows if keep is None else d_rows.masked_fill(~keep, 0.0)
         return d_rows, d_table, None, None, None, None, None, None
+
+
+def _differentiable(
+    rows: Tensor,
+    table: Tensor,
+    index: Tensor,
+    elements: Tensor,
+    keep: Tensor | None,
+    weights: Weights,
+    rotate: bool,
+) -> tuple[Tensor, Tensor]:
+    """`straight_through` of differentiable operations, for torch.func."""
+    if keep is not None:  # padding may be anything, and 0 * NaN would be its gradient
+        rows = rows.masked_fill(~keep, 0.0)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    x, q = rows.to(wide), gather(table, index, keep is not None).to(wide)
+    code = q.detach()
+    loss = weights.commitment * (x - code).square().sum() / elements
+    if weights.codebook:
+        loss = loss + weights.codebook * (q - x.detach()).square().sum() / elements
+    through = _turned(x, code) if rotate else x
+    return (code + (through - through.detach())).to(rows.dtype), loss
+
+
+def _turned(x: Tensor, q: Tensor) -> Tensor:
+    """R_i x_i with the R of `rotate_back`, which is constant."""
+    fixed = x.detach()
+    a, b = unit(fixed), unit(q)
+    w = unit(a + b)
+    stretch = q.norm(dim=-1, keepdim=True) / fixed.norm(dim=-1, keepdim=True).clamp(min=EPS)
+    along_w, along_a = ((x * v).sum(-1, keepdim=True) for v in (w, a))
+    return stretch * (x - 2 * along_w * w + 2 * along_a * b)
 
 
 def gather(table: Tensor, index: Tensor, masked: bool) -> Tensor:

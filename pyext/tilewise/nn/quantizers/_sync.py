@@ -28,29 +28,30 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def positions(total: Tensor, draws: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers the rows of all processes, and makes them agree on random numbers.
+def number_rows(count: Tensor, draws: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers the rows of all processes, the first process's first, and shares random numbers.
 
     Args:
-        total: (H) int64, the rows of this process.
-        draws: (R, H) int64, random numbers below 2**62; the first process's are taken.
+        count: (H) int64, how many rows this process has, for each of H codebooks.
+        draws: (R, H) int64, R random numbers below 2**62 for each codebook.
 
     Returns:
-        The rows of all processes (H), those of the processes before this one (H), and the draws.
+        (H) how many rows all processes have; (H) the number of this process's first row; (R, H)
+        the first process's draws. One collective gives all three.
     """
     world = world_size(sync)
     if world == 1:
-        return total, total.new_zeros(total.shape), draws
+        return count, count.new_zeros(count.shape), draws
     rank = dist.get_rank()
-    table = total.new_zeros(world + len(draws), len(total))
-    table[rank] = total
+    table = count.new_zeros(world + len(draws), len(count))
+    table[rank] = count
     if rank == 0:
         table[world:] = draws
     dist.all_reduce(table)
     return table[:world].sum(0), table[:rank].sum(0), table[world:]
 
 
-def first_process(x: Tensor, sync: bool) -> Tensor:
+def from_first_process(x: Tensor, sync: bool) -> Tensor:
     """The first process's x, in every process."""
     if world_size(sync) == 1:
         return x
@@ -61,4 +62,4 @@ def first_process(x: Tensor, sync: bool) -> Tensor:
 
 def shared_seed(device: torch.device, sync: bool) -> int:
     """A random number that all processes agree on; waits for the device."""
-    return int(first_process(torch.randint(2**62, (1,), device=device), sync))
+    return int(from_first_process(torch.randint(2**62, (1,), device=device), sync))

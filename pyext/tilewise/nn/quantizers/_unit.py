@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tilewise.nn.quantizers._derivatives import in_functorch, refuse_second_derivative
+
 EPS = 1e-6  # shorter vectors are divided by it, as the peers do
 
 
@@ -12,17 +14,15 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=EPS)
 
 
-def refuse_second_derivative() -> None:
-    """For backward passes that write in place; `once_differentiable` would let some calls pass."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "tilewise's quantisers have no second derivative: the gradient of a chosen code is an "
-            "estimate, not a function to differentiate (create_graph=True)"
-        )
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x / |x|, |x|) of rows (M, D); the lengths (M, 1) have no gradient."""
+    if in_functorch():
+        return unit(x), torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    return UnitRows.apply(x)
 
 
 class UnitRows(torch.autograd.Function):
-    """(x / |x|, |x|) of rows (M, D), with as few passes over them as possible."""
+    """`unit_rows`, with as few passes over them as possible."""
 
     @staticmethod
     def forward(ctx, x):

@@ -1,18 +1,24 @@
 """GumbelQuantizer: taming-transformers' GumbelQuantize without one-hot vectors."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn.quantizers._gumbel_codes import HARD, MODE, SOFT, gumbel_codes
-from tilewise.nn.quantizers._layout import Layout, row_mask
+from tilewise.nn.quantizers._base import Quantizer, code_indices
+from tilewise.nn.quantizers._gumbel_codes import HARD, MODE, SOFT, choose_codes
+from tilewise.nn.quantizers._projection import project
 from tilewise.nn.quantizers._straight_through import gather
 from tilewise.nn.quantizers._usage import CodeUsage, count_codes
 from tilewise.nn.sampling._temperature import HasTemperature, Schedule, Temperature, checked
 from tilewise.ops import _arguments
 from tilewise.reference._philox import seed_tensor
 
+if TYPE_CHECKING:
+    from tilewise.nn.quantizers._base import Quantized
 
-class GumbelQuantizer(HasTemperature):
+
+class GumbelQuantizer(HasTemperature, Quantizer):
     r"""Replaces each vector by one of K codes, drawn at random as a linear layer finds them likely.
 
         l = W x + b,    index = argmax_k (l_k + g_k),    quantized = c_index,    g Gumbel noise
@@ -75,36 +81,48 @@ class GumbelQuantizer(HasTemperature):
         accept_image_fmap: bool = False,
         accept_3d_fmap: bool = False,
     ):
-        super().__init__()
-        codebook_dim = dim if codebook_dim is None else codebook_dim
-        sizes = dict(dim=dim, codebook_size=codebook_size, codebook_dim=codebook_dim)
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.dim, self.codebook_size, self.codebook_dim = dim, codebook_size, codebook_dim
+        Quantizer.__init__(self, dim, channel_last, accept_image_fmap, accept_3d_fmap)
+        codebook_dim = self.dim if codebook_dim is None else codebook_dim
+        self.codebook_size = _arguments.integer("codebook_size", codebook_size, least=1)
+        self.codebook_dim = _arguments.integer("codebook_dim", codebook_dim, least=1)
+        _arguments.check_between("kl_weight", kl_weight, 0, float("inf"))
         self.straight_through, self.kl_weight = straight_through, kl_weight
         self.sample_in_eval = sample_in_eval
-        self._layout = Layout(channel_last, accept_image_fmap, accept_3d_fmap)
-        self.proj = nn.Linear(dim, codebook_size)
-        self.embed = nn.Embedding(codebook_size, codebook_dim)
+        self.proj = nn.Linear(self.dim, self.codebook_size)
+        self.embed = nn.Embedding(self.codebook_size, self.codebook_dim)
         self.temperature = Temperature(tau, learnable_tau)
 
     @property
     def codebook(self) -> Tensor:
-        """The codes, (K, D)."""
+        """The codes, (K, D). Can be assigned to."""
         return self.embed.weight
+
+    @codebook.setter
+    def codebook(self, codes: Tensor) -> None:
+        if codes.shape != self.embed.weight.shape:
+            raise ValueError(
+                f"codebook: expected {tuple(self.embed.weight.shape)}, got {tuple(codes.shape)}"
+            )
+        with torch.no_grad():
+            self.embed.weight.copy_(codes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature" and not isinstance(value, nn.Module):
+            self.tau = value  # as taming's schedulers set it
+        else:
+            super().__setattr__(name, value)
 
     def forward(
         self,
         x: Tensor,
-        *,
         mask: Tensor | None = None,
+        *,
         lens: Tensor | None = None,
         tau: Tensor | float | None = None,
         seed: Tensor | int | None = None,
         row_offset: int = 0,
         return_usage: bool = False,
-    ) -> tuple:
+    ) -> "Quantized":
         """Quantises x.
 
         Args:
@@ -123,14 +141,13 @@ class GumbelQuantizer(HasTemperature):
         Raises:
             ValueError, TypeError: an argument of the wrong shape or dtype, named in the text.
         """
-        x = self._layout.to_last(x, self.dim)  # (B, ..., dim)
-        mask = row_mask(x, mask, lens)
+        x, mask = self._take(x, mask, lens)  # (B, ..., dim)
         if mask is not None:  # padding may be anything, and 0 * NaN would be its gradient
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        logits = self.proj(x).flatten(0, -2)  # (N, K)
+        logits = project(self.proj, x).flatten(0, -2)  # (N, K)
         tau = self.tau if tau is None else checked(tau)
         kind = self._kind()
-        quantized, index, kl = gumbel_codes(
+        quantized, index, kl = choose_codes(
             logits,
             self.codebook,
             _arguments.scalar("tau", tau, logits).reshape(()),
@@ -140,18 +157,21 @@ class GumbelQuantizer(HasTemperature):
             self.kl_weight != 0,
         )
         loss = self._loss(kl, mask)
-        quantized = quantized.to(x.dtype).view(*x.shape[:-1], self.codebook_dim)
+        quantized = self._give(quantized.view(*x.shape[:-1], self.codebook_dim), x, mask)
         index = index.view(x.shape[:-1])
-        if mask is not None:
-            quantized = torch.where(mask.unsqueeze(-1), quantized, 0.0)
-            index = torch.where(mask, index, -1)
-        result = self._layout.restore(quantized), index, loss
+        # A copy, since the backward pass needs ours, and who appends other tokens adds in place.
+        index = index.clone() if mask is None else torch.where(mask, index, -1)
         if not return_usage:
-            return result
-        return *result, CodeUsage.of(count_codes(index, self.codebook_size))
+            return quantized, index, loss
+        return quantized, index, loss, CodeUsage.of(count_codes(index, self.codebook_size))
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes of indices (B, ...), (B, ..., D) or (B, D, ...) as quantized is; zeros for -1."""
+        """Codes of indices (B, ...), (B, ..., D) or (B, D, ...) as quantized is; zeros for -1.
+
+        Raises:
+            ValueError, TypeError: no integers, or on a CPU beyond the last code.
+        """
+        indices = code_indices(indices, self.codebook_size)
         codes = gather(self.codebook, indices.reshape(-1), masked=True)
         return self._layout.restore(codes.view(*indices.shape, self.codebook_dim))
 

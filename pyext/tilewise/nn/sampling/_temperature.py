@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn._precision import at_least_float32
+from tilewise.nn._precision import without_halving
 from tilewise.ops._arguments import integer
 
 Schedule = Callable[[int], float]
@@ -72,7 +72,7 @@ class Temperature(nn.Module):
         return checked(float(self.schedule(self._count)))
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(at_least_float32(fn), recurse)
+        return super()._apply(without_halving(fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         already = len(missing)

@@ -1,0 +1,72 @@
+"""Random rows of a batch, of any process, without looking at a value on the host."""
+
+import torch
+from torch import Tensor
+
+from tilewise.nn.quantizers import _sync
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """(M, ...), row m of codebook m mod H, as (H, N, ...), contiguous."""
+    return x.reshape(x.shape[0] // heads, heads, *x.shape[1:]).transpose(0, 1).contiguous()
+
+
+def sample_rows(
+    rows: Tensor, valid: Tensor, wanted: Tensor, sync: bool, repeat: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A random valid row, of any process, for each wanted code; no row twice.
+
+    Args:
+        rows, valid: (M, D), and (M) bool.
+        wanted: (H, K) bool.
+        sync: whether processes share the codebook.
+        repeat: whether rows serve twice where there are fewer than codes; else these codes
+            get none.
+
+    Returns:
+        Rows (H, K, D), whether there is one (H, K, 1), and how many valid rows all processes
+        have, (H).
+    """
+    valid = by_head(valid, len(wanted))  # (H, N)
+    count = valid.sum(-1)  # (H)
+    draws = torch.randint(2**62, (2, len(count)), device=rows.device)
+    total, first, draws = _sync.number_rows(count, draws, sync)
+    position = systematic_sample(wanted, total.unsqueeze(-1), draws.unsqueeze(-1), repeat)
+    found = (position >= 0).unsqueeze(-1)
+    samples = _rows_at(rows, valid, position - first.unsqueeze(-1))
+    samples = torch.where(found, samples, 0.0).contiguous()
+    _sync.all_reduce(samples, sync)
+    return samples, found, total
+
+
+def _rows_at(rows: Tensor, valid: Tensor, position: Tensor) -> Tensor:
+    """The valid rows number `position` (H, K), 0 where this process has no such row."""
+    h, n = valid.shape
+    if n == 0:
+        return rows.new_zeros(*position.shape, rows.shape[-1])
+    order = valid.cumsum(-1)  # (H, N): how many valid rows there are up to each
+    here = (position >= 0) & (position < order[:, -1:])
+    row = torch.searchsorted(order, (position + 1).contiguous()).clamp(max=n - 1)  # (H, K)
+    row = row * h + torch.arange(h, device=rows.device).unsqueeze(1)
+    samples = rows.index_select(0, row.reshape(-1)).unflatten(0, position.shape)
+    return torch.where(here.unsqueeze(-1), samples, 0.0)
+
+
+def systematic_sample(wanted: Tensor, total: Tensor, draws: Tensor, repeat: bool) -> Tensor:
+    """Different places among `total`, evenly spread from a random start, one for each wanted code.
+
+    Args:
+        wanted: (H, K) bool.
+        total: (H, 1) int64, how many there are to choose from.
+        draws: (2, H, 1) int64, random.
+        repeat: whether places serve twice where there are fewer than codes.
+
+    Returns:
+        (H, K) int64, -1 for codes that get none.
+    """
+    number = wanted.sum(-1, keepdim=True)  # (H, 1)
+    turn = (wanted.cumsum(-1) - 1 + draws[0] % number.clamp(min=1)) % number.clamp(min=1)  # (H, K)
+    chosen = number if repeat else torch.minimum(number, total)
+    start = draws[1] % total.clamp(min=1)
+    place = (turn * total + start) // chosen.clamp(min=1)
+    return torch.where(wanted & (turn < chosen) & (total > 0), place, -1)
