@@ -7,11 +7,11 @@ DEVICE ?= cpu
 export TILEWISE_REQUIRE_EXTENSION ?= 1
 BUILD := $(PY) setup.py --quiet build_ext --inplace
 
-.PHONY: help build demo vqvae test test-all test-gpu mutants gate fuzz statistics bench \
-    bench-record bench-quick check format wheel clean
+VERB := ^\([a-z-]*\):.*  \#\# *
+.PHONY: $(shell sed -n 's/$(VERB).*/\1/p' $(MAKEFILE_LIST))
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/$(VERB)/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 # An editable install: `import tilewise` finds this tree. pip shows errors only (-qq). The extension
 # is built before pip looks for it, where its progress is seen.

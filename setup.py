@@ -109,11 +109,12 @@ def torch_flags():
 
 def objects():
     """(object name, source, extra flags) of everything that is linked."""
-    drivers, kernels = sorted(CSRC.glob("cpu/*.cpp")), sorted(CSRC.glob("cpu/simd/*.cpp"))
-    if not ((CSRC / "module.cpp").is_file() and drivers and kernels):
+    kernels = sorted(CSRC.glob("cpu/simd/*.cpp"))
+    others = sorted(set(CSRC.rglob("*.cpp")) - set(kernels))
+    if not (kernels and CSRC / "module.cpp" in others and len(others) > 1):
         raise SystemExit(f"error: {CSRC} is not complete: not all sources came with this copy")
-    for source in [CSRC / "module.cpp", *drivers]:
-        yield f"{source.stem}.o", source, []
+    for source in others:  # files of one op have one name in every folder
+        yield ".".join(source.relative_to(CSRC).with_suffix(".o").parts), source, []
     for name, flags in CAPABILITIES.items():
         defines = [f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}"]
         for source in kernels:

@@ -134,7 +134,8 @@ _commands: list[Command] = []
 def commands() -> list[Command]:
     """Those that ninja would run to build the extension."""
     if not _commands:
-        folder = next(ROOT.glob("build/ninja-*/build.ninja")).parent
+        files = ROOT.glob("build/ninja-*/build.ninja")  # every build writes its own anew
+        folder = max(files, key=lambda file: file.stat().st_mtime).parent
 
         def ninja(*words: str) -> str:
             return subprocess.run(
