@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes
+from benchmarks.harness.measure import peak_bytes_each
 from tests.common.codebook_cases import CASES
 from tests.common.concurrency import holds_after_fork, in_threads
 from tests.ops.test_nearest_code import METRICS, assert_same, check
@@ -141,7 +141,7 @@ def test_a_codebook_packed_elsewhere_is_refused():
 
 
 def prepare_memory(rows, dim, codes, kind):
-    """Runs in a process of its own: see benchmarks.harness.measure.peak_bytes."""
+    """Runs in a process of its own: see benchmarks.harness.measure.peak_bytes_each."""
     torch.manual_seed(0)
     x, codebook = torch.randn(rows, dim), torch.randn(codes, dim)
     if kind == "clusters":  # float32 has to help
@@ -151,16 +151,16 @@ def prepare_memory(rows, dim, codes, kind):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("kind", ["normal", "clusters"])
-def test_memory_is_linear(kind):
+def test_memory_is_linear():
     """No N x K: that would be 512 MiB in the larger problem."""
-    small, large = (
-        peak_bytes(prepare_memory, rows=n, dim=16, codes=k, kind=kind)
-        for n, k in ((4096, 2048), (16384, 8192))
-    )
-    linear = 16384 * 24 + 8192 * (16 + 80) + (8192 * 64 if kind == "clusters" else 0)
-    assert large - small <= 2 * linear + 2**20, f"{small / 2**20:.1f} -> {large / 2**20:.1f} MiB"
-    assert small <= 12 * 2**20  # the workspaces of two threads
+    kinds, sizes = ("normal", "clusters"), ((4096, 2048), (16384, 8192))
+    cases = [dict(rows=n, dim=16, codes=k, kind=kind) for kind in kinds for n, k in sizes]
+    peaks = peak_bytes_each(prepare_memory, cases)
+    for kind, small, large in zip(kinds, peaks[::2], peaks[1::2], strict=True):
+        linear = 16384 * 24 + 8192 * (16 + 80) + (8192 * 64 if kind == "clusters" else 0)
+        figures = f"{kind}: {small / 2**20:.1f} -> {large / 2**20:.1f} MiB"
+        assert large - small <= 2 * linear + 2**20, figures
+        assert small <= 12 * 2**20, figures  # the workspaces of two threads
 
 
 UNIT_SCRIPT = """

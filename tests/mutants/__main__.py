@@ -19,13 +19,10 @@ COPIES = 2
 
 def run(copy: Copy, mutant: Mutant) -> tuple[str, list[str]]:
     """What became of a fault, and the tests that found it."""
-    copy.plant(mutant)
-    try:
+    with copy.planted(mutant):
         if mutant.file.startswith("csrc/") and (error := copy.build(mutant)):
             return "error", [error]
         ended, names = copy.test(list(mutant.tests))
-    finally:
-        copy.restore(mutant)
     words = {"passed": "survived", "failed": "killed", "took too long": "killed (endless)"}
     return words.get(ended, ended), names
 

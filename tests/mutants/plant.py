@@ -1,11 +1,13 @@
 """Copies of the tree with a fault in them, built and tested."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.mutants import ROOT, Mutant
@@ -29,23 +31,26 @@ class Copy:
                 shutil.copy2(ROOT / name, folder / name)
         # Where Python finds the package before it looks at what is installed.
         (folder / "pyext/tilewise/kernels").symlink_to(folder / "kernels")
-        self.library = next(ROOT.glob("pyext/tilewise/_C*.so"))
-        shutil.copy2(self.library, self.own_library)
         (folder / "objects").mkdir()
+        self.built = folder / "objects/_C.so"
+        library = next(ROOT.glob("pyext/tilewise/_C*.so"))
+        self.library = folder / library.relative_to(ROOT)
+        for path in (self.built, self.library):
+            shutil.copy2(library, path)
 
-    @property
-    def own_library(self) -> Path:
-        return self.folder / self.library.relative_to(ROOT)
-
-    def plant(self, mutant: Mutant) -> None:
+    @contextlib.contextmanager
+    def planted(self, mutant: Mutant) -> Iterator[None]:
+        """The copy has the fault while this lasts."""
         path = self.folder / mutant.file
-        path.write_text(path.read_text().replace(mutant.old, mutant.new))
-
-    def restore(self, mutant: Mutant) -> None:
-        shutil.copy2(ROOT / mutant.file, self.folder / mutant.file)
-        if mutant.file.startswith("csrc/"):
-            self.own_library.unlink()
-            shutil.copy2(self.library, self.own_library)
+        text = path.read_text()
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            yield
+        finally:
+            path.write_text(text)
+            if mutant.file.startswith("csrc/"):
+                self.library.unlink(missing_ok=True)
+                shutil.copy2(self.built, self.library)
 
     def test(self, tests: list[str]) -> tuple[str, list[str]]:
         """How the tests ended, stopping at the first that fails, and which failed."""
@@ -87,8 +92,8 @@ class Copy:
         if not objects:
             return "no object is made of it"
         link = next(c for c in commands() if c.output.endswith(".so"))
-        self.own_library.unlink()
-        return link.run(self.folder, self.own_library, objects)
+        self.library.unlink()
+        return link.run(self.folder, self.library, objects)
 
 
 class Command:
