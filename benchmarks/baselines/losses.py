@@ -10,6 +10,7 @@ def eager_sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     """The sigmoid loss in the inputs' own dtype, with its B x N matrices of logits and labels."""
@@ -30,7 +31,8 @@ def eager_clip_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
-    positives: int | tuple[Tensor, Tensor] = 0,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """CLIP's loss in the inputs' own dtype, with a matrix of logits for each direction."""
@@ -59,6 +61,8 @@ def eager_clip_loss(
     if isinstance(positives, tuple):
         pairs = positives[0][:, None] == positives[1]  # (B, N)
         return (of_pairs(forth, pairs) + of_pairs(back, pairs.T)) / 2
+    if positives is None:
+        return 0 * (forth.sum() + back.sum())
     return (of_offset(forth, positives) + of_offset(back, -positives)) / 2
 
 
@@ -66,10 +70,11 @@ def eager_itc_loss(
     query: Tensor,
     keys: Tensor,
     logit_scale: Tensor | float,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     queue: Tensor | None = None,
     teacher_query: Tensor | None = None,
     alpha: float = 0.4,
-    positives: int | tuple[Tensor, Tensor] = 0,
 ) -> Tensor:
     """One direction of BLIP's contrast in the inputs' own dtype, with its B x (K + Q) matrices."""
     candidates = keys if queue is None else torch.cat([keys, queue])
@@ -90,6 +95,7 @@ def eager_hard_negatives(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> tuple[Tensor, Tensor]:
     """ALBEF's hard negatives, all rows in one call; BLIP adds 1e-4 to each probability."""

@@ -1,6 +1,6 @@
 """Retrieval recall and zero-shot accuracy by exact search, without the matrix of similarities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.ops import _arguments
-from tilewise.ops.nearest_code import MAX_TOPK, nearest_code
+from tilewise.ops.nearest_code import MAX_K, nearest_code
 
 
 class RetrievalRecall(NamedTuple):
@@ -21,9 +21,9 @@ class RetrievalRecall(NamedTuple):
 def retrieval_recall(
     image_features: Tensor,
     text_features: Tensor,
-    k: Sequence[int] = (1, 5, 10),
-    image_ids: Tensor | None = None,
-    text_ids: Tensor | None = None,
+    k: int | Sequence[int] = (1, 5, 10),
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> RetrievalRecall:
     r"""How often one of the k most similar texts (images) belongs to the image (text).
 
@@ -34,9 +34,11 @@ def retrieval_recall(
     Args:
         image_features: (B, D), float16, bfloat16, float32 or float64; need not be normalised.
         text_features: (N, D), same dtype and device.
-        k: each at most 16; those beyond the number of candidates count all of these.
-        image_ids, text_ids: int64, (B,) and (N,): an image and a text match where these are equal,
-            so an image may have several texts. Both None: image i matches text i alone.
+        k: one or several, each at most 16; those beyond the number of candidates count all of
+            these.
+        positives: image i matches text i + positives, if there is one; 0 wants as many texts as
+            images. Or a pair of int64 vectors, ids of the images (B,) and of the texts (N,): they
+            match where these are equal, so an image may have several texts. None: nothing matches.
 
     Returns:
         (image_to_text, text_to_image), each {k: recall}. NaN where nothing has a match.
@@ -47,20 +49,23 @@ def retrieval_recall(
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
     _arguments.check_features(image_features=image_features, text_features=text_features)
-    if (image_ids is None) != (text_ids is None):
-        raise ValueError("image_ids, text_ids: expected both or neither")
+    images, texts = len(image_features), len(text_features)
+    offset, image_ids, text_ids = _arguments.matches(
+        "positives", positives, images, texts, image_features.device
+    )
     if image_ids is None or text_ids is None:
-        if len(image_features) != len(text_features):
+        assert offset is not None
+        if offset == 0 and images != texts:
             raise ValueError(
-                f"text_features: expected {len(image_features)} rows, one for each image, or ids; "
-                f"got {len(text_features)}"
+                f"text_features: expected {images} rows, one for each image, or ids as positives; "
+                f"got {texts}"
             )
-        image_ids = text_ids = torch.arange(len(image_features), device=image_features.device)
-    _arguments.check_ids("image_ids", image_ids, len(image_features), image_features.device)
-    _arguments.check_ids("text_ids", text_ids, len(text_features), text_features.device)
+        text_ids = torch.arange(texts, device=image_features.device)
+        image_ids = torch.arange(images, device=image_features.device) + offset
+    ks = _cutoffs(k)
     return RetrievalRecall(
-        _recall(image_features, text_features, k, image_ids, text_ids),
-        _recall(text_features, image_features, k, text_ids, image_ids),
+        _recall(image_features, text_features, ks, image_ids, text_ids),
+        _recall(text_features, image_features, ks, text_ids, image_ids),
     )
 
 
@@ -86,7 +91,7 @@ def zero_shot_classifier(prompt_features: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def zero_shot_accuracy(
-    image_features: Tensor, classifier: Tensor, labels: Tensor, k: Sequence[int] = (1, 5)
+    image_features: Tensor, classifier: Tensor, labels: Tensor, k: int | Sequence[int] = (1, 5)
 ) -> dict[int, float]:
     """How often the right class is among the k that are most similar to the image.
 
@@ -94,7 +99,7 @@ def zero_shot_accuracy(
         image_features: (B, D), float16, bfloat16, float32 or float64; need not be normalised.
         classifier: (K, D), a row for each class: what `zero_shot_classifier` makes.
         labels: (B,) int64.
-        k: each at most 16; those beyond the number of classes count all of these.
+        k: one or several, each at most 16; those beyond the number of classes count all of these.
 
     Returns:
         {k: accuracy}, from 0 to 1. NaN for no images.
@@ -105,27 +110,37 @@ def zero_shot_accuracy(
     _arguments.check_features(image_features=image_features, classifier=classifier)
     _arguments.check_ids("labels", labels, len(image_features), image_features.device)
     classes = torch.arange(len(classifier), device=labels.device)
-    hits = _hits(image_features, classifier, k, labels, classes)
-    return {n: _mean(hits[:, :n].any(1)) for n in k}
+    ks = _cutoffs(k)
+    hits = _hits(image_features, classifier, ks, labels, classes)
+    return {n: _mean(hits[:, :n].any(1)) for n in ks}
+
+
+def _cutoffs(k: int | Sequence[int]) -> list[int]:
+    """One or several k as Python ints, each from 1 to 16."""
+    if isinstance(k, Iterable) and not isinstance(k, str):
+        ks = [_arguments.integer("k", n, least=1) for n in k]
+    else:
+        ks = [_arguments.integer("k", k, least=1)]
+    for n in ks:
+        if n > MAX_K:
+            raise ValueError(f"k: expected from 1 to {MAX_K}, got {n}")
+    return ks
 
 
 def _hits(
-    queries: Tensor, candidates: Tensor, k: Sequence[int], ids: Tensor, candidate_ids: Tensor
+    queries: Tensor, candidates: Tensor, k: list[int], ids: Tensor, candidate_ids: Tensor
 ) -> Tensor:
     """Whether each of the nearest candidates matches: (queries, the largest k) bool."""
-    for n in k:
-        if not 1 <= _arguments.integer("k", n) <= MAX_TOPK:
-            raise ValueError(f"k: expected from 1 to {MAX_TOPK}, got {n}")
     if len(candidates) == 0 or not k:
         return torch.zeros(len(queries), 0, dtype=torch.bool, device=queries.device)
     with torch.no_grad():
         most = min(max(k), len(candidates))
-        nearest = nearest_code(queries, candidates, metric="cosine", topk=most).index
+        nearest = nearest_code(queries, candidates, metric="cosine", k=most).index
     return candidate_ids[nearest] == ids[:, None]
 
 
 def _recall(
-    queries: Tensor, candidates: Tensor, k: Sequence[int], ids: Tensor, candidate_ids: Tensor
+    queries: Tensor, candidates: Tensor, k: list[int], ids: Tensor, candidate_ids: Tensor
 ) -> dict[int, float]:
     hits = _hits(queries, candidates, k, ids, candidate_ids)[torch.isin(ids, candidate_ids)]
     return {n: _mean(hits[:, :n].any(1)) for n in k}

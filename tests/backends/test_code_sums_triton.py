@@ -27,10 +27,10 @@ def check(x, index, num_codes):
     """Counts are right; sums are no further off than eager ones, and an ulp of the terms."""
     counts, sums = kernels.code_sums(x, index, num_codes)
     inside = index.masked_fill(index >= num_codes, -1)
-    exact_counts, _ = tw.reference.code_sums(x, inside, num_codes, heads=True)
+    exact_counts, _ = tw.reference.code_sums(x, inside, num_codes, per_head=True)
     assert torch.equal(counts, exact_counts)
-    _, exact = tw.reference.code_sums(x.double(), inside, num_codes, heads=True)
-    _, terms = tw.reference.code_sums(x.double().abs(), inside, num_codes, heads=True)
+    _, exact = tw.reference.code_sums(x.double(), inside, num_codes, per_head=True)
+    _, terms = tw.reference.code_sums(x.double().abs(), inside, num_codes, per_head=True)
     assert sums.shape == exact.shape and sums.dtype == torch.float32
     ours, theirs = ((s - exact).abs() for s in (sums, eager(x, index, num_codes)))
     assert (ours <= 2.0**-23 * terms + theirs.amax()).all()

@@ -28,15 +28,15 @@ def test_same_as_reference(case, dtype, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("topk", [None, 2, 16])
+@pytest.mark.parametrize("k", [None, 2, 16])
 @pytest.mark.parametrize("case", [c for c in CASES if c.sizes[0]], ids=lambda case: case.name)
-def test_filter_on_small_problems(monkeypatch, case, topk, metric):
+def test_filter_on_small_problems(monkeypatch, case, k, metric):
     """Which brute force would do by default. Sizes of several tiles, where a case allows it."""
     monkeypatch.setattr(kernels, "DEFAULT_SMALL", 0)
     sizes = (300, 700, 40) if case.make is not normal else None
     x, codebook = case.tensors(sizes=sizes)
-    if topk is None or topk <= len(codebook):
-        check(x, codebook, metric, topk)
+    if k is None or k <= len(codebook):
+        check(x, codebook, metric, k)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -130,12 +130,12 @@ def test_code_sums(spread, dtype):
         "few codes": torch.randint(3, (2, n)),
         "no rows for most": torch.randint(-5, 5, (2, n)) * 11,
     }[spread]
-    counts, sums = tw.code_sums(x, index, k, heads=True)
-    exact_counts, exact = tw.reference.code_sums(x.double(), index, k, heads=True)
-    _, terms = tw.reference.code_sums(x.double().abs(), index, k, heads=True)
+    counts, sums = tw.code_sums(x, index, k, per_head=True)
+    exact_counts, exact = tw.reference.code_sums(x.double(), index, k, per_head=True)
+    _, terms = tw.reference.code_sums(x.double().abs(), index, k, per_head=True)
     assert torch.equal(counts, exact_counts)
     assert ((sums - exact).abs() <= 2.0**-20 * terms).all()
-    again = tw.code_sums(x, index, k, heads=True)[1]
+    again = tw.code_sums(x, index, k, per_head=True)[1]
     assert torch.equal(again, sums)
 
 

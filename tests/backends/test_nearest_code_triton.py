@@ -31,15 +31,15 @@ OUTPUTS = {
 }
 
 
-def search(x, codebook, metric="l2", topk=None, mask=None):
+def search(x, codebook, metric="l2", k=None, mask=None):
     """The kernels alone, for (N, D) or (H, N, D) rows; compares with the reference."""
     rows = x.view(-1, *x.shape[-2:]) if x.dim() == 3 else x[None]
     codes = codebook if codebook.dim() == 3 else codebook[None]
     flat = None if mask is None else mask.expand(x.shape[:-1]).reshape(rows.shape[:2])
-    index, distance = kernels.nearest_code(rows, codes, metric, topk or 1, flat, None)
-    assert index.shape == distance.shape == (*rows.shape[:2], topk or 1)
+    index, distance = kernels.nearest_code(rows, codes, metric, k or 1, flat, None)
+    assert index.shape == distance.shape == (*rows.shape[:2], k or 1)
     assert index.dtype == torch.int64 and distance.dtype == torch.float32
-    shape = x.shape[:-1] if topk is None else (*x.shape[:-1], topk)
+    shape = x.shape[:-1] if k is None else (*x.shape[:-1], k)
     return NearestCode(index.reshape(shape), distance.reshape(shape))
 
 

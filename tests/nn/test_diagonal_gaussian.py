@@ -99,7 +99,7 @@ def test_sample_and_divergence_are_the_functions():
     x = parameters()
     posterior = tw.nn.DiagonalGaussian(x)
     mean, logvar = x.chunk(2, dim=1)
-    z, kl = tw.gaussian_sample(mean, logvar, 5, 7, RANGE)
+    z, kl = tw.gaussian_sample(mean, logvar, 5, 7, logvar_range=RANGE)
     assert torch.equal(posterior.sample(seed=5, row_offset=7), z)
     assert torch.equal(posterior.kl(), kl)
 
@@ -110,7 +110,7 @@ def test_gradients_of_sample_and_divergence(order):
     ours, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
     posterior = tw.nn.DiagonalGaussian(ours)
     mean, logvar = expected.chunk(2, dim=1)
-    z, kl = tw.gaussian_sample(mean, logvar, 5, 0, RANGE)
+    z, kl = tw.gaussian_sample(mean, logvar, 5, logvar_range=RANGE)
     if order == "sample, kl":
         total = (posterior.sample(seed=5) * weight).sum() + posterior.kl().sum()
         ((z * weight).sum() + kl.sum()).backward()
@@ -131,9 +131,9 @@ def test_divergence_costs_nothing_after_a_sample(monkeypatch):
     calls = []
     module = tw.nn.sampling.diagonal_gaussian
 
-    def counted(*args):
+    def counted(*args, **options):
         calls.append(args)
-        return tw.gaussian_sample(*args)
+        return tw.gaussian_sample(*args, **options)
 
     monkeypatch.setattr(module, "gaussian_sample", counted)
     posterior = tw.nn.DiagonalGaussian(parameters().requires_grad_())

@@ -98,7 +98,7 @@ def test_a_state_without_temperature_leaves_it():
 
 
 def test_tau_can_be_set():
-    for module in (tw.nn.GumbelSoftmax(), tw.nn.GumbelSoftmax(learnable=True)):
+    for module in (tw.nn.GumbelSoftmax(), tw.nn.GumbelSoftmax(learnable_tau=True)):
         module.tau = 0.25
         torch.testing.assert_close(module.tau.detach(), torch.tensor(0.25))
         with pytest.raises(ValueError, match="tau: expected at least 0, got -1"):
@@ -123,7 +123,7 @@ def test_steps_do_not_disturb_the_backward_pass():
 
 
 def test_learnable_tau():
-    module = tw.nn.GumbelSoftmax(0.7, learnable=True)
+    module = tw.nn.GumbelSoftmax(0.7, learnable_tau=True)
     assert [name for name, _ in module.named_parameters()] == ["temperature.log_tau"]
     assert not list(tw.nn.GumbelSoftmax(0.7).parameters())
     x, weight = rows(5, 6), rows(5, 6, seed=1)
@@ -135,7 +135,7 @@ def test_learnable_tau():
     optimiser = torch.optim.SGD(module.parameters(), lr=100.0)
     optimiser.step()
     assert module.tau >= 0
-    other = tw.nn.GumbelSoftmax(learnable=True)
+    other = tw.nn.GumbelSoftmax(learnable_tau=True)
     other.load_state_dict(module.state_dict())
     assert other.tau == module.tau
 
@@ -143,7 +143,7 @@ def test_learnable_tau():
 # As a module
 
 
-@pytest.mark.parametrize("settings", [dict(tau=LINEAR), dict(tau=0.7, learnable=True)], ids=str)
+@pytest.mark.parametrize("settings", [dict(tau=LINEAR), dict(tau=0.7, learnable_tau=True)], ids=str)
 def test_half_precision_keeps_the_temperature(settings):
     module = tw.nn.GumbelSoftmax(**settings).to(torch.bfloat16)
     assert module.tau.dtype == torch.float32
@@ -185,8 +185,8 @@ def test_repr_shows_what_it_does():
     (dict(tau="1"), TypeError, "tau: expected a float or a schedule, got str"),
     (dict(tau=True), TypeError, "tau: expected a float or a schedule, got bool"),
     (dict(tau=lambda step: -step - 1.0), ValueError, "tau: expected at least 0"),
-    (dict(tau=LINEAR, learnable=True), ValueError, "learnable: expected False beside a schedule"),
-    (dict(tau=0, learnable=True), ValueError, "tau: expected more than 0"),
+    (dict(tau=LINEAR, learnable_tau=True), ValueError, "learnable_tau: expected False beside a"),
+    (dict(tau=0, learnable_tau=True), ValueError, "tau: expected more than 0"),
 ])
 def test_bad_arguments(settings, error, text):
     with pytest.raises(error, match=text):

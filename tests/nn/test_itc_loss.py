@@ -128,6 +128,8 @@ def test_from_blip(name, size):
     assert not torch.equal(ours.image_queue, source.image_queue)  # a copy
     del state["idx_queue"]
     assert (tw.nn.from_blip(state).id_queue == -100).all()
+    inside = {f"model.{key}": x for key, x in state.items()}
+    assert torch.equal(tw.nn.from_blip(inside, prefix="model.").text_queue, source.text_queue)
     del state[name]
     with pytest.raises(ValueError, match="queue_ptr"):
         tw.nn.from_blip(state)

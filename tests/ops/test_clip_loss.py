@@ -14,7 +14,7 @@ from tilewise.reference.sigmoid_loss import matches
 
 BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-CLIP_CASES = [case for case in CASES if case.positives is not None] + [
+CLIP_CASES = CASES + [
     *(Case(f"clip-scale-{scale}", related(60, 60, 32, noise=0.3), scale)
       for scale in (1.0, 14.3, 100.0)),
     Case("duplicated-scale-100", duplicated(50, 16), logit_scale=100.0),
@@ -32,7 +32,7 @@ def outputs(loss_function, case: Case, features, dtype, smoothing=0.0):
     where = {"dtype": dtype, "device": features[0].device, "requires_grad": True}
     scale = torch.tensor(case.logit_scale, **where)
     leaves = [*(x.detach().requires_grad_() for x in features), scale]
-    loss = loss_function(*leaves, case.positives, smoothing)
+    loss = loss_function(*leaves, positives=case.positives, label_smoothing=smoothing)
     gradients = torch.autograd.grad(loss, leaves)
     return {
         "loss": loss.detach(), **dict(zip(("d_image", "d_text", "d_scale"), gradients, strict=True))
@@ -119,7 +119,8 @@ def test_reference_gradcheck(positives):
     image, text = (x.requires_grad_() for x in Case("g", related(5, 7, 4)).features(torch.float64))
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda *x: tw.reference.clip_loss(*x, positives, 0.1), (image, text, scale)
+        lambda *x: tw.reference.clip_loss(*x, positives=positives, label_smoothing=0.1),
+        (image, text, scale),
     )
 
 

@@ -9,6 +9,7 @@ from tests.common.contrastive_cases import Case, ids, related
 from tests.ops.test_clip_loss import check
 
 X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
+VALID = dict(image_features=X, text_features=Y, logit_scale=1.0)
 
 
 def features(b=20, n=20, d=8, dtype=torch.float32):
@@ -71,19 +72,18 @@ def test_second_derivatives_only_in_the_reference():
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    ((X[0], Y, 1.0), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
-    ((X, Y.double(), 1.0), TypeError, r"text_features.*float32.*float64"),
-    ((X, Y, torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    ((X, Y, 1.0, None), TypeError, r"positives.*None"),
-    ((X, Y, 1.0, 1.5), TypeError, r"positives.*float"),
-    ((X, Y, 1.0, (torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
-    ((X, Y, 1.0, 0, 1.5), ValueError, r"label_smoothing.*1\.5"),
-    ((X, Y, 1.0, 0, "a"), TypeError, r"label_smoothing.*str"),
+    (dict(image_features=X[0]), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
+    (dict(text_features=Y.double()), TypeError, r"text_features.*float32.*float64"),
+    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
+    (dict(positives=1.5), TypeError, r"positives.*float"),
+    (dict(positives=(torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
+    (dict(label_smoothing=1.5), ValueError, r"label_smoothing.*1\.5"),
+    (dict(label_smoothing="a"), TypeError, r"label_smoothing.*str"),
 ])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_bad_arguments_are_named(backend, arguments, error, message):
     with tw.backend(backend), pytest.raises(error, match=message):
-        tw.clip_loss(*arguments)
+        tw.clip_loss(**{**VALID, **arguments})
 
 
 def test_thread_counts_give_the_same_bits(threads):

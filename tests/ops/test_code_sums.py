@@ -77,7 +77,7 @@ def test_nan_stays_in_its_code(backend):
 
 def test_heads(backend):
     x, index = torch.randn(3, 4, 5, 6), torch.randint(-1, 7, (3, 4, 5))
-    counts, sums = tw.code_sums(x, index, 7, heads=True)
+    counts, sums = tw.code_sums(x, index, 7, per_head=True)
     assert counts.shape == (3, 7) and sums.shape == (3, 7, 6)
     for head in range(3):
         expected = tw.code_sums(x[head], index[head], 7)

@@ -27,7 +27,7 @@ def test_recall_is_that_of_the_matrix(images, texts, names, dtype):
     prototypes = torch.randn(names, 16)
     image = (prototypes[image_ids] + 2 * torch.randn(images, 16)).to(dtype)
     text = (prototypes[text_ids] + 2 * torch.randn(texts, 16)).to(dtype)
-    found = evaluation.retrieval_recall(image, text, (1, 3, 10), image_ids, text_ids)
+    found = evaluation.retrieval_recall(image, text, (1, 3, 10), positives=(image_ids, text_ids))
     for k in (1, 3, 10):
         assert found.image_to_text[k] == by_matrix(image, text, k, image_ids, text_ids)
         assert found.text_to_image[k] == by_matrix(text, image, k, text_ids, image_ids)
@@ -40,7 +40,13 @@ def test_pairs_by_position():
     text = image + 0.9 * torch.randn(50, 8)
     ids = torch.arange(50)
     found = evaluation.retrieval_recall(image, text)
-    assert found == evaluation.retrieval_recall(image, text, image_ids=ids, text_ids=ids)
+    assert found == evaluation.retrieval_recall(image, text, positives=(ids, ids))
+    shifted = evaluation.retrieval_recall(image[:20], text.roll(7, 0), positives=7)
+    assert shifted.image_to_text == evaluation.retrieval_recall(
+        image[:20], text, positives=(ids[:20], ids)
+    ).image_to_text
+    assert math.isnan(evaluation.retrieval_recall(image, text, positives=None).image_to_text[1])
+    assert evaluation.retrieval_recall(image, text, 5)[0] == {5: found.image_to_text[5]}
     assert evaluation.retrieval_recall(image, image).image_to_text == {1: 1.0, 5: 1.0, 10: 1.0}
     assert 0.1 < found.image_to_text[1] < 0.9
 
@@ -61,7 +67,7 @@ def test_a_collapsed_model_finds_nothing():
 def test_queries_without_a_match_do_not_count():
     image, text = torch.eye(4), torch.eye(4)[:2]
     ids = torch.tensor([0, 1, 2, 3])
-    found = evaluation.retrieval_recall(image, text, (1,), ids, ids[:2])
+    found = evaluation.retrieval_recall(image, text, (1,), positives=(ids, ids[:2]))
     assert found == ({1: 1.0}, {1: 1.0})
 
 
@@ -69,7 +75,8 @@ def test_nothing_to_find():
     empty = torch.zeros(0, 4)
     assert math.isnan(evaluation.retrieval_recall(empty, empty).image_to_text[1])
     ids = torch.arange(3)
-    found = evaluation.retrieval_recall(torch.eye(3), torch.zeros(0, 3), (1,), ids, ids[:0])
+    pairs = ids, ids[:0]
+    found = evaluation.retrieval_recall(torch.eye(3), torch.zeros(0, 3), 1, positives=pairs)
     assert math.isnan(found.image_to_text[1]) and math.isnan(found.text_to_image[1])
 
 
@@ -108,10 +115,12 @@ X = torch.zeros(3, 4)
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda: evaluation.retrieval_recall(X, X[:2]), ValueError, "text_features: expected 3 rows"),
-    (lambda: evaluation.retrieval_recall(X, X, image_ids=torch.arange(3)), ValueError, "text_ids"),
-    (lambda: evaluation.retrieval_recall(X, X, (1,), torch.arange(2), torch.arange(3)), ValueError,
-     "image_ids: expected 3 ids"),
-    (lambda: evaluation.retrieval_recall(X, X, (1,), X[:, 0], X[:, 0]), TypeError, "image_ids"),
+    (lambda: evaluation.retrieval_recall(X, X, positives=(torch.arange(2), torch.arange(3))),
+     ValueError, "positives: expected 3 ids"),
+    (lambda: evaluation.retrieval_recall(X, X, positives=(X[:, 0], X[:, 0])), TypeError,
+     "positives: expected an int64"),
+    (lambda: evaluation.retrieval_recall(X, X, 2.5), TypeError, "k: expected an int, got float"),
+    (lambda: evaluation.retrieval_recall(X, X, "5"), TypeError, "k: expected an int, got str"),
     (lambda: evaluation.retrieval_recall(X, X, (17,)), ValueError, "k: expected from 1 to 16"),
     (lambda: evaluation.retrieval_recall(X, X, (0,)), ValueError, "k: expected"),
     (lambda: evaluation.zero_shot_accuracy(X, X, [0, 1, 2]), TypeError, "labels"),

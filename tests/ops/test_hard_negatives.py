@@ -105,11 +105,12 @@ def test_what_matches_is_never_drawn(backend):
     shuffled = names[torch.arange(36) * 7 % 36]
     image, text = (torch.eye(9)[x] for x in (names, shuffled))
     for seed in range(4):
-        of_image, of_text = tw.hard_negatives(image, text, 1000.0, (names, shuffled), seed)
+        pairs = names, shuffled
+        of_image, of_text = tw.hard_negatives(image, text, 1000.0, positives=pairs, seed=seed)
         assert (of_image >= 0).all() and (shuffled[of_image] != names).all()
         assert (of_text >= 0).all() and (names[of_text] != shuffled).all()
     for offset in (0, 5, -5):
-        of_image, of_text = tw.hard_negatives(image, text, 1000.0, offset, 1)
+        of_image, of_text = tw.hard_negatives(image, text, 1000.0, positives=offset, seed=1)
         rows = torch.arange(36)
         assert (of_image != rows + offset).all() and (of_text != rows - offset).all()
 
@@ -119,7 +120,7 @@ def test_random_ids_are_kept_apart(b, n, names, seed):
     """-1 where all have the id, and nowhere else."""
     image, text = Case("apart", related(b, n, 4)).features(torch.float32)
     image_ids, text_ids = ids(b, n, names)
-    found = tw.hard_negatives(image, text, 5.0, (image_ids, text_ids), seed)
+    found = tw.hard_negatives(image, text, 5.0, positives=(image_ids, text_ids), seed=seed)
     for index, own, theirs in zip(found, (image_ids, text_ids), (text_ids, image_ids), strict=True):
         assert torch.equal(index == -1, (own[:, None] == theirs).all(1))
         kept = index >= 0
@@ -129,14 +130,15 @@ def test_random_ids_are_kept_apart(b, n, names, seed):
 @backends
 def test_where_nothing_is_left(backend):
     one = torch.ones(1, 4)
-    assert [x.tolist() for x in tw.hard_negatives(one, one, 1.0, 0, 1)] == [[-1], [-1]]
-    assert [x.tolist() for x in tw.hard_negatives(one, one, 1.0, None, 1)] == [[0], [0]]
+    assert [x.tolist() for x in tw.hard_negatives(one, one, 1.0, seed=1)] == [[-1], [-1]]
+    unmatched = tw.hard_negatives(one, one, 1.0, positives=None, seed=1)
+    assert [x.tolist() for x in unmatched] == [[0], [0]]
     few = torch.ones(3, 4)
-    of_image, of_text = tw.hard_negatives(few, few[:0], 1.0, 0, 1)
+    of_image, of_text = tw.hard_negatives(few, few[:0], 1.0, seed=1)
     assert of_image.tolist() == [-1] * 3 and of_text.shape == (0,)
-    of_image, of_text = tw.hard_negatives(few[:0], few, 1.0, 0, 1)
+    of_image, of_text = tw.hard_negatives(few[:0], few, 1.0, seed=1)
     assert of_text.tolist() == [-1] * 3 and of_image.shape == (0,)
-    of_image, of_text = tw.hard_negatives(one, few, 1.0, 1, 1)
+    of_image, of_text = tw.hard_negatives(one, few, 1.0, positives=1, seed=1)
     assert of_image.item() in (0, 2) and of_text.tolist() == [0, -1, 0]
 
 
@@ -144,31 +146,33 @@ def test_where_nothing_is_left(backend):
 def test_nan_never_wins(backend):
     image, text = Case("n", related(30, 6, 5)).features(torch.float32)
     image[7], text[2, 1] = NAN, NAN
-    of_image, of_text = tw.hard_negatives(image, text, 3.0, None, 1)
+    of_image, of_text = tw.hard_negatives(image, text, 3.0, positives=None, seed=1)
     assert of_image[7] == -1 and of_text[2] == -1
     others = of_image[torch.arange(30) != 7], of_text[torch.arange(6) != 2]
     assert (others[0] >= 0).all() and (others[0] != 2).all()
     assert (others[1] >= 0).all() and (others[1] != 7).all()
-    for index in tw.hard_negatives(image, text, NAN, None, 1):
+    for index in tw.hard_negatives(image, text, NAN, positives=None, seed=1):
         assert (index == -1).all()
 
 
 @backends
 def test_infinite_logits(backend):
     image, text = torch.tensor([[INF], [1.0]]), torch.tensor([[-1.0], [0.0], [2.0], [3.0]])
-    of_image, of_text = tw.hard_negatives(image, text, 1.0, None, 1)
+    of_image, of_text = tw.hard_negatives(image, text, 1.0, positives=None, seed=1)
     assert of_image[0] == 2  # the first of equals
     assert of_text.tolist() == [1, 1, 0, 0]
-    assert tw.hard_negatives(image[:1], text[:2], 1.0, None, 1)[0].tolist() == [-1]
+    assert tw.hard_negatives(image[:1], text[:2], 1.0, positives=None, seed=1)[0].tolist() == [-1]
 
 
 @backends
 @pytest.mark.parametrize("start", [2**32 - 20, -20, 2**63 - 50])
 def test_parts_of_a_batch_are_the_whole(backend, start):
     image, text = Case("parts", related(50, 40, 6)).features(torch.float32)
-    of_image, of_text = tw.hard_negatives(image, text, 10.0, 0, 9, start)
+    of_image, of_text = tw.hard_negatives(image, text, 10.0, seed=9, row_offset=start)
     for first, last in ((0, 17), (17, 18), (18, 50)):
-        mine, theirs = tw.hard_negatives(image[first:last], text, 10.0, first, 9, start + first)
+        mine, theirs = tw.hard_negatives(
+            image[first:last], text, 10.0, positives=first, seed=9, row_offset=start + first
+        )
         assert torch.equal(mine, of_image[first:last])
         here = (of_text >= first) & (of_text < last)
         assert torch.equal(theirs[here] + first, of_text[here])
@@ -216,7 +220,8 @@ def repeated_draws(one, others, swapped, row_offset=0):
     if swapped:
         pair = tuple(x[::-1] for x in pair)
     features, names = pair
-    index = tw.hard_negatives(*features, 9.0, names, SEED, row_offset)[swapped]
+    options = dict(positives=names, seed=SEED, row_offset=row_offset)
+    index = tw.hard_negatives(*features, 9.0, **options)[swapped]
     p = (9.0 * others.double() @ one[0].double()).masked_fill(theirs == 0, -INF).softmax(0)
     return index, p
 
@@ -245,7 +250,7 @@ def joint_p(calls=600):
     image, text = Case("joint", unrelated(3, 3, 4)).features(torch.float32)
     codes = []
     for seed in range(calls):
-        of_image, of_text = tw.hard_negatives(image, text, 1.5, 0, seed)
+        of_image, of_text = tw.hard_negatives(image, text, 1.5, seed=seed)
         own = torch.arange(3)
         second = torch.cat([(of_image - own) % 3 == 2, (of_text - own) % 3 == 2])
         codes.append(int((second * 2 ** torch.arange(6)).sum()))

@@ -11,6 +11,7 @@ from tests.common.contrastive_cases import DEVICE, Case, ids, related
 OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
 KERNELS = [room for room in OPERATORS if room == "triton" or DEVICE == "cpu"]
 X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
+VALID = dict(image_features=X, text_features=Y, logit_scale=1.0)
 
 
 @pytest.fixture
@@ -114,27 +115,27 @@ def test_functorch_raises(backend, transform):
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    (([[0.0]], Y, 1.0), TypeError, r"image_features.*list"),
-    ((X[0], Y, 1.0), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
-    ((X.long(), Y, 1.0), TypeError, r"image_features.*int64"),
-    ((X, Y.double(), 1.0), TypeError, r"text_features.*float32.*float64"),
-    ((X, Y[:, :3], 1.0), ValueError, r"text_features.*4.*3"),
-    ((X, Y, torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    ((X, Y, "1"), TypeError, r"logit_scale.*str"),
-    ((X, Y, 1.0, 1.5), TypeError, r"positives.*float"),
-    ((X, Y, 1.0, (torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
-    ((X, Y, 1.0, (torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
-    ((X, Y, 1.0, (torch.arange(3),)), ValueError, r"positives.*pair.*1"),
-    ((X, Y, 1.0, 0, 1.5), TypeError, r"seed.*float"),
-    ((X, Y, 1.0, 0, 2**63), ValueError, r"seed.*9223372036854775808"),
-    ((X, Y, 1.0, 0, torch.tensor([1, 2])), TypeError, r"seed.*\(2,\)"),
-    ((X, Y, 1.0, 0, 1, "0"), TypeError, r"row_offset.*str"),
-    ((X, Y, 1.0, 0, 1, 2**63), ValueError, r"row_offset.*9223372036854775808"),
+    (dict(image_features=[[0.0]]), TypeError, r"image_features.*list"),
+    (dict(image_features=X[0]), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
+    (dict(image_features=X.long()), TypeError, r"image_features.*int64"),
+    (dict(text_features=Y.double()), TypeError, r"text_features.*float32.*float64"),
+    (dict(text_features=Y[:, :3]), ValueError, r"text_features.*4.*3"),
+    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
+    (dict(logit_scale="1"), TypeError, r"logit_scale.*str"),
+    (dict(positives=1.5), TypeError, r"positives.*float"),
+    (dict(positives=(torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
+    (dict(positives=(torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
+    (dict(positives=(torch.arange(3),)), ValueError, r"positives.*pair.*1"),
+    (dict(seed=1.5), TypeError, r"seed.*float"),
+    (dict(seed=2**63), ValueError, r"seed.*9223372036854775808"),
+    (dict(seed=torch.tensor([1, 2])), TypeError, r"seed.*\(2,\)"),
+    (dict(row_offset="0"), TypeError, r"row_offset.*str"),
+    (dict(row_offset=2**63), ValueError, r"row_offset.*9223372036854775808"),
 ])
 @backends
 def test_bad_arguments_are_named(backend, arguments, error, message):
     with pytest.raises(error, match=message):
-        tw.hard_negatives(*arguments)
+        tw.hard_negatives(**{**VALID, **arguments})
 
 
 def test_repeats_and_thread_counts_give_the_same_bits(threads):
@@ -142,7 +143,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(threads):
     results = []
     for count in (1, 1, 2, 3):
         threads(count)
-        results.append(tw.hard_negatives(image, text, 20.0, ids(900, 1500, 50), 3))
+        results.append(tw.hard_negatives(image, text, 20.0, positives=ids(900, 1500, 50), seed=3))
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
 
@@ -150,7 +151,8 @@ def test_repeats_and_thread_counts_give_the_same_bits(threads):
 def prepare(rows: int, ids: bool):
     image, text = (torch.randn(rows, 32) for _ in range(2))
     names = torch.arange(rows) // 5
-    return lambda: tw.hard_negatives(image, text, 1.0, (names, names) if ids else 0, 1)
+    positives = (names, names) if ids else 0
+    return lambda: tw.hard_negatives(image, text, 1.0, positives=positives, seed=1)
 
 
 @pytest.mark.alone

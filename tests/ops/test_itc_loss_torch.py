@@ -20,9 +20,8 @@ def problem(b=20, k=20, q=50, d=8, dtype=torch.float32, **options):
     return tensors
 
 
-def gradients(loss, tensors, scale, *options):
-    value = loss(tensors["query"], tensors["keys"], scale, tensors["queue"],
-                 tensors["teacher_query"], *options)  # fmt: skip
+def gradients(loss, tensors, scale, alpha=0.4, positives=0):
+    value = loss(**tensors, logit_scale=scale, alpha=alpha, positives=positives)
     return value.detach(), *torch.autograd.grad(value, [tensors["query"], scale])
 
 
@@ -100,8 +99,7 @@ def test_autocast_casts_the_features_only():
     scale = torch.tensor(10.037, requires_grad=True)  # not a bfloat16 number
     alpha = torch.tensor(0.3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tw.itc_loss(tensors["query"], tensors["keys"], scale, tensors["queue"],
-                           tensors["teacher_query"], alpha)  # fmt: skip
+        loss = tw.itc_loss(**tensors, logit_scale=scale, alpha=alpha)
     halves = {name: x.bfloat16() for name, x in tensors.items()}
     by_hand, *_ = gradients(tw.itc_loss, halves, scale, alpha)
     assert loss.dtype == torch.float32 and torch.equal(loss, by_hand)
@@ -114,7 +112,7 @@ def test_second_derivatives_only_in_the_reference():
     query, keys = tensors["query"], tensors["keys"]
 
     def first_derivative():
-        loss = tw.itc_loss(query, keys, 10.0, tensors["queue"], tensors["teacher_query"])
+        loss = tw.itc_loss(**tensors, logit_scale=10.0)
         return torch.autograd.grad(loss, query, create_graph=True)[0]
 
     with pytest.raises(RuntimeError, match="reference"):
@@ -127,42 +125,39 @@ def test_second_derivatives_only_in_the_reference():
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    (([[0.0]], Y, 1.0), TypeError, r"query.*list"),
-    ((X[0], Y, 1.0), ValueError, r"query.*\(rows, D\).*\(4,\)"),
-    ((X, Y.double(), 1.0), TypeError, r"keys.*float32.*float64"),
-    ((X, Y, torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    ((X, Y, "1"), TypeError, r"logit_scale.*str"),
-    ((X, Y, 1.0, Z[:, :3]), ValueError, r"queue.*4.*3"),
-    ((X, Y, 1.0, Z.half()), TypeError, r"queue.*float32.*float16"),
-    ((X, Y, 1.0, Z, X[0]), ValueError, r"teacher_query.*\(rows, D\)"),
-    ((X, Y, 1.0, Z, X[:2]), ValueError, r"teacher_query.*3 rows.*2"),
-    ((X, Y, 1.0, Z, X, 1.5), ValueError, r"alpha.*1\.5"),
-    ((X, Y, 1.0, Z, X, float("nan")), ValueError, r"alpha.*nan"),
-    ((X, Y, 1.0, Z, X, "a"), TypeError, r"alpha.*str"),
-    ((X, Y, 1.0, Z, X, None), TypeError, r"alpha.*None"),
-    ((X, Y, 1.0, Z, X, torch.ones(2)), ValueError, r"alpha.*\(2,\)"),
-    ((X, Y, 1.0, Z, X, 0.4, None), TypeError, r"positives.*None"),
-    ((X, Y, 1.0, Z, X, 0.4, 1.5), TypeError, r"positives.*float"),
-    ((X, Y, 1.0, Z, X, 0.4, (torch.arange(3), torch.arange(5))), ValueError,
+    (dict(query=[[0.0]]), TypeError, r"query.*list"),
+    (dict(query=X[0]), ValueError, r"query.*\(rows, D\).*\(4,\)"),
+    (dict(keys=Y.double()), TypeError, r"keys.*float32.*float64"),
+    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
+    (dict(logit_scale="1"), TypeError, r"logit_scale.*str"),
+    (dict(queue=Z[:, :3]), ValueError, r"queue.*4.*3"),
+    (dict(queue=Z.half()), TypeError, r"queue.*float32.*float16"),
+    (dict(teacher_query=X[0]), ValueError, r"teacher_query.*\(rows, D\)"),
+    (dict(teacher_query=X[:2]), ValueError, r"teacher_query.*3 rows.*2"),
+    (dict(alpha=1.5), ValueError, r"alpha.*1\.5"),
+    (dict(alpha=float("nan")), ValueError, r"alpha.*nan"),
+    (dict(alpha="a"), TypeError, r"alpha.*str"),
+    (dict(alpha=None), TypeError, r"alpha.*None"),
+    (dict(alpha=torch.ones(2)), ValueError, r"alpha.*\(2,\)"),
+    (dict(positives=1.5), TypeError, r"positives.*float"),
+    (dict(queue=Z, positives=(torch.arange(3), torch.arange(5))), ValueError,
      r"positives.*11 ids.*\(5,\)"),
-    ((X, Y, 1.0, None, None, 0.4, (torch.arange(3), torch.ones(5))), TypeError,
-     r"positives.*int64.*float32"),
-    ((X, Y.clone().requires_grad_(), 1.0), ValueError, r"keys.*detached"),
-    ((X, Y, 1.0, Z.clone().requires_grad_()), ValueError, r"queue.*detached"),
-    ((X, Y, 1.0, Z, X.clone().requires_grad_()), ValueError, r"teacher_query.*detached"),
+    (dict(positives=(torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
+    (dict(keys=Y.clone().requires_grad_()), ValueError, r"keys.*detached"),
+    (dict(queue=Z.clone().requires_grad_()), ValueError, r"queue.*detached"),
+    (dict(teacher_query=X.clone().requires_grad_()), ValueError, r"teacher_query.*detached"),
 ])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_bad_arguments_are_named(backend, arguments, error, message):
     with tw.backend(backend), pytest.raises(error, match=message):
-        tw.itc_loss(*arguments)
+        tw.itc_loss(**{"query": X, "keys": Y, "logit_scale": 1.0, **arguments})
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_targets_may_ask_for_gradients_where_nothing_does(backend):
     tensors = {name: x.requires_grad_() for name, x in problem().items()}
     with tw.backend(backend), torch.no_grad():
-        loss = tw.itc_loss(tensors["query"], tensors["keys"], 5.0, tensors["queue"],
-                           tensors["teacher_query"])  # fmt: skip
+        loss = tw.itc_loss(**tensors, logit_scale=5.0)
     assert loss.isfinite() and not loss.requires_grad
 
 
@@ -170,8 +165,7 @@ def test_backward_accumulates_and_scales():
     tensors, scale = problem(), torch.tensor(9.0, requires_grad=True)
     _, *once = gradients(tw.itc_loss, tensors, scale)
     for factor in (1.0, 2.0):
-        loss = tw.itc_loss(tensors["query"], tensors["keys"], scale, tensors["queue"],
-                           tensors["teacher_query"])  # fmt: skip
+        loss = tw.itc_loss(**tensors, logit_scale=scale)
         (factor * loss).backward()
     for leaf, gradient in zip((tensors["query"], scale), once, strict=True):
         torch.testing.assert_close(leaf.grad, 3 * gradient)
@@ -236,7 +230,7 @@ def prepare(rows: int, queue: int, dtype: str = "float32"):
     scale = torch.tensor(10.0, requires_grad=True)
 
     def call():
-        loss = tw.itc_loss(query, keys, scale, old, teacher)
+        loss = tw.itc_loss(query, keys, scale, queue=old, teacher_query=teacher)
         return torch.autograd.grad(loss, [query, scale])
 
     return call
@@ -294,7 +288,8 @@ def test_strided_ids():
 
     def loss(query_ids, candidate_ids):
         positives = query_ids, candidate_ids
-        return tw.itc_loss(tensors["query"], tensors["keys"], 5.0, tensors["queue"],
-                           positives=positives)  # fmt: skip
+        return tw.itc_loss(
+            tensors["query"], tensors["keys"], 5.0, queue=tensors["queue"], positives=positives
+        )
 
     assert torch.equal(loss(wide[:12:2], wide[::2]), loss(wide[:12:2].clone(), wide[::2].clone()))

@@ -55,10 +55,10 @@ def test_half_precision_is_exact_on_its_own_values(backend, name, dtype):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("topk", [1, 2, 5, 16])
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
 @pytest.mark.parametrize("name", ["near", "duplicates", "integers", "nan_codes", "no_finite_code"])
-def test_topk_in_order(backend, name, topk, metric):
-    check(*BY_NAME[name].tensors(), metric, topk)
+def test_the_k_nearest_in_order(backend, name, k, metric):
+    check(*BY_NAME[name].tensors(), metric, k)
 
 
 @given(
@@ -109,13 +109,13 @@ def test_any_strides(backend):
     check(x, codebook[:1].expand(70, -1))
 
 
-@pytest.mark.parametrize("topk", [None, 3])
-def test_any_leading_shape(backend, topk):
+@pytest.mark.parametrize("k", [None, 3])
+def test_any_leading_shape(backend, k):
     x, codebook = BY_NAME["normal-100x129x33"].tensors()
-    flat = tw.nearest_code(x, codebook, topk=topk)
+    flat = tw.nearest_code(x, codebook, k=k)
     for shape in ((10, 10), (2, 5, 10), (100,), (1, 100)):
-        ours = tw.nearest_code(x.reshape(*shape, 33), codebook, topk=topk)
-        assert ours.index.shape == shape if topk is None else (*shape, topk)
+        ours = tw.nearest_code(x.reshape(*shape, 33), codebook, k=k)
+        assert ours.index.shape == shape if k is None else (*shape, k)
         assert torch.equal(ours.index.flatten(), flat.index.flatten())
     assert tw.nearest_code(x[0], codebook).index.shape == ()
     assert tw.nearest_code(x[:0].reshape(0, 4, 33), codebook).index.shape == (0, 4)
@@ -124,37 +124,37 @@ def test_any_leading_shape(backend, topk):
 @pytest.mark.parametrize("metric", METRICS)
 def test_heads(backend, metric):
     x, codebook = torch.randn(3, 4, 5, 9), torch.randn(3, 21, 9)
-    ours = tw.nearest_code(x, codebook, metric, topk=2)
+    ours = tw.nearest_code(x, codebook, metric, k=2)
     for head in range(3):
-        expected = tw.reference.nearest_code(x[head], codebook[head], metric, topk=2)
+        expected = tw.reference.nearest_code(x[head], codebook[head], metric, k=2)
         assert_same(NearestCode(ours.index[head], ours.distance[head]), expected)
-    assert_same(ours, tw.reference.nearest_code(x, codebook, metric, topk=2))
+    assert_same(ours, tw.reference.nearest_code(x, codebook, metric, k=2))
 
 
-@pytest.mark.parametrize("topk", [None, 2])
-def test_masked_rows(backend, topk):
+@pytest.mark.parametrize("k", [None, 2])
+def test_masked_rows(backend, k):
     x, codebook = torch.randn(6, 7, 9), torch.randn(40, 9)
     mask = torch.rand(6, 7) < 0.5
     x[~mask] = float("nan")
-    check(x, codebook, "l2", topk, mask)
-    ours = tw.nearest_code(x, codebook, topk=topk, mask=mask)
+    check(x, codebook, "l2", k, mask)
+    ours = tw.nearest_code(x, codebook, k=k, mask=mask)
     assert (ours.index[~mask] == -1).all() and (ours.distance[~mask] == 0).all()
     assert (ours.index[mask] >= 0).all()
-    check(x, codebook, "l2", topk, mask[:, :1])  # broadcasts
+    check(x, codebook, "l2", k, mask[:, :1])  # broadcasts
     nothing = tw.nearest_code(x, codebook, mask=torch.zeros(6, 7, dtype=torch.bool))
     assert (nothing.index == -1).all()
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("topk", [None, 3])
-def test_gradients_of_the_distance(backend, metric, topk):
+@pytest.mark.parametrize("k", [None, 3])
+def test_gradients_of_the_distance(backend, metric, k):
     x, codebook = torch.randn(12, 5), torch.randn(9, 5)
     x[0], codebook[3] = 0.0, 0.0  # a norm of 0 has no direction
     mask = torch.arange(12) != 4
     results = []
     for function in (tw.nearest_code, tw.reference.nearest_code):
         a, b = x.clone().requires_grad_(), codebook.clone().requires_grad_()
-        distance = function(a, b, metric, topk, mask).distance
+        distance = function(a, b, metric, k, mask).distance
         weights = torch.arange(distance.numel(), dtype=torch.float32).view_as(distance)
         first = torch.autograd.grad((distance * weights).sum(), (a, b), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), (a, b))
@@ -213,10 +213,10 @@ X, CODES = torch.zeros(3, 4), torch.zeros(5, 4)
     ((X[:, :3], CODES), ValueError, r"x.*\(5, 4\).*\(3, 3\)"),
     ((X, torch.zeros(2, 5, 4)), ValueError, r"x.*2 heads.*\(3, 4\)"),
     ((X, CODES, "euclid"), ValueError, r"metric.*l2.*euclid"),
-    ((X, CODES, "l2", 6), ValueError, r"topk.*5 codes.*6"),
-    ((X, CODES, "l2", 0), ValueError, r"topk.*at least 1.*0"),
-    ((X, torch.zeros(50, 4), "l2", 17), ValueError, r"topk.*16.*17"),
-    ((X, CODES, "l2", 1.5), TypeError, r"topk.*float"),
+    ((X, CODES, "l2", 6), ValueError, r"^k: .*5 codes.*6"),
+    ((X, CODES, "l2", 0), ValueError, r"^k: .*at least 1.*0"),
+    ((X, torch.zeros(50, 4), "l2", 17), ValueError, r"^k: .*16.*17"),
+    ((X, CODES, "l2", 1.5), TypeError, r"^k: .*float"),
     ((X, CODES, "l2", None, torch.ones(3)), TypeError, r"mask.*bool.*float32"),
     ((X, CODES, "l2", None, torch.ones(2, dtype=torch.bool)), ValueError, r"mask.*\(3,\).*\(2,\)"),
     ((X.to("meta"), CODES), ValueError, r"codebook.*meta.*cpu"),

@@ -200,30 +200,31 @@ def test_functorch_raises(backend, transform):
 
 
 X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
+VALID = dict(image_features=X, text_features=Y, logit_scale=1.0)
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    ((X[0], Y, 1.0), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
-    ((X, Y[None], 1.0), ValueError, r"text_features.*\(1, 5, 4\)"),
-    ((X, Y[:, :3], 1.0), ValueError, r"text_features.*4, got 3"),
-    ((X, Y.double(), 1.0), TypeError, r"text_features.*float32.*float64"),
-    ((X.int(), Y.int(), 1.0), TypeError, r"image_features.*int32"),
-    ((X.tolist(), Y, 1.0), TypeError, r"image_features.*list"),
-    ((X.to("meta"), Y, 1.0), ValueError, r"text_features.*meta.*cpu"),
-    ((X, Y, torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    ((X, Y, torch.tensor(3)), ValueError, r"logit_scale.*int64"),
-    ((X, Y, "10"), TypeError, r"logit_scale.*str"),
-    ((X, Y, 1.0, torch.ones(2)), ValueError, r"logit_bias.*\(2,\)"),
-    ((X, Y, 1.0, True), TypeError, r"logit_bias.*bool"),
-    ((X, Y, 1.0, 0.0, 1.5), TypeError, r"positives.*float"),
-    ((X, Y, 1.0, 0.0, (X[:, 0], X[:, 0])), TypeError, r"positives.*int64.*float32"),
-    ((X, Y, 1.0, 0.0, (torch.arange(9), torch.arange(5))), ValueError, r"positives.*got \(9,\)"),
-    ((X, Y, 1.0, 0.0, (torch.arange(3),)), ValueError, r"positives.*1 element"),
+    (dict(image_features=X[0]), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
+    (dict(text_features=Y[None]), ValueError, r"text_features.*\(1, 5, 4\)"),
+    (dict(text_features=Y[:, :3]), ValueError, r"text_features.*4, got 3"),
+    (dict(text_features=Y.double()), TypeError, r"text_features.*float32.*float64"),
+    (dict(image_features=X.int(), text_features=Y.int()), TypeError, r"image_features.*int32"),
+    (dict(image_features=X.tolist()), TypeError, r"image_features.*list"),
+    (dict(image_features=X.to("meta")), ValueError, r"text_features.*meta.*cpu"),
+    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
+    (dict(logit_scale=torch.tensor(3)), ValueError, r"logit_scale.*int64"),
+    (dict(logit_scale="10"), TypeError, r"logit_scale.*str"),
+    (dict(logit_bias=torch.ones(2)), ValueError, r"logit_bias.*\(2,\)"),
+    (dict(logit_bias=True), TypeError, r"logit_bias.*bool"),
+    (dict(positives=1.5), TypeError, r"positives.*float"),
+    (dict(positives=(X[:, 0], X[:, 0])), TypeError, r"positives.*int64.*float32"),
+    (dict(positives=(torch.arange(9), torch.arange(5))), ValueError, r"positives.*got \(9,\)"),
+    (dict(positives=(torch.arange(3),)), ValueError, r"positives.*1 element"),
 ])
 def test_bad_arguments_are_named(arguments, error, message):
     for name in ("cpu", "reference"):
         with tw.backend(name), pytest.raises(error, match=message):
-            tw.sigmoid_loss(*arguments)
+            tw.sigmoid_loss(**{**VALID, **arguments})
 
 
 def test_operator_checks_its_arguments_too():
@@ -288,14 +289,15 @@ def test_ids_compile(backend):
     compiled = torch.compile(tw.sigmoid_loss, fullgraph=True, backend="aot_eager")
     same = ids(12, 15, 5)
     assert torch.equal(
-        compiled(image, text, 10.0, positives=same), tw.sigmoid_loss(image, text, 10.0, None, same)
+        compiled(image, text, 10.0, positives=same),
+        tw.sigmoid_loss(image, text, 10.0, positives=same),
     )
 
 
 def test_ids_of_rows_are_the_diagonal(backend):
     features = Case("id", related(40, 40, 8)).features(torch.float32)
     rows = torch.arange(40)
-    by_ids = tw.sigmoid_loss(*features, 10.0, -10.0, (rows, rows))
+    by_ids = tw.sigmoid_loss(*features, 10.0, -10.0, positives=(rows, rows))
     assert torch.equal(by_ids, tw.sigmoid_loss(*features, 10.0, -10.0))
 
 

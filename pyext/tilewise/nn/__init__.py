@@ -1,6 +1,7 @@
 """Modules with the constructors and calls of the packages that they replace."""
 
 from tilewise.nn.convert import (
+    from_blip,
     from_diffusers,
     from_lucidrains,
     from_taming,
@@ -9,7 +10,7 @@ from tilewise.nn.convert import (
     to_taming,
 )
 from tilewise.nn.losses.clip_loss import ClipLoss
-from tilewise.nn.losses.itc_loss import ItcLoss, from_blip
+from tilewise.nn.losses.itc_loss import ItcLoss
 from tilewise.nn.losses.momentum import momentum_update
 from tilewise.nn.losses.sigmoid_loss import SigLipLoss
 from tilewise.nn.quantizers.grouped_residual_vector_quantizer import (

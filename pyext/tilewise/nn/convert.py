@@ -1,10 +1,11 @@
-"""Quantisers of other packages as ours, and our state dicts as theirs. None needs the package."""
+"""Modules of other packages as ours, and our state dicts as theirs. None needs the package."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from tilewise.nn.losses.itc_loss import ItcLoss
 from tilewise.nn.quantizers.grouped_residual_vector_quantizer import (
     GroupedResidualVectorQuantizer,
 )
@@ -191,6 +192,40 @@ def _build(kind: type, arguments: dict, state: StateDict, source: object) -> Any
     module.load_state_dict(state)
     module.to(next(iter(state.values())).device)
     return module.train(source.training) if isinstance(source, nn.Module) else module
+
+
+def from_blip(source: nn.Module | StateDict, *, prefix: str = "", alpha: float = 0.4) -> ItcLoss:
+    """An `ItcLoss` with the queues and the temperature of a model of BLIP, ALBEF or LAVIS.
+
+    Args:
+        source: the model or its state dict, with `temp` (), `image_queue` and `text_queue` (D, Q),
+            `queue_ptr` or `ptr_queue` (1,), and `idx_queue` (1, Q) if it has ids. Other keys change
+            nothing.
+        prefix: of these keys, where the state dict is that of a larger model.
+        alpha: as in `ItcLoss`; no state dict says it.
+
+    Returns:
+        `ItcLoss`, with copies of these tensors in float32.
+
+    Raises:
+        ValueError: one of the keys is missing.
+    """
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    state = _without_prefix(state, prefix)
+    pointer = "ptr_queue" if "ptr_queue" in state else "queue_ptr"
+    for key in ("temp", "image_queue", "text_queue", pointer):
+        if key not in state:
+            raise ValueError(f"source: expected the key {key!r} of a BLIP or ALBEF model")
+    dim, size = state["image_queue"].shape
+    loss = ItcLoss(dim, size, alpha)
+    loss.load_state_dict({
+        "temperature": state["temp"].view(()),
+        "image_queue": state["image_queue"].T,
+        "text_queue": state["text_queue"].T,
+        "id_queue": state.get("idx_queue", loss.id_queue).view(-1),
+        "queue_pointer": state[pointer].view(()),
+    })
+    return loss
 
 
 def _without_prefix(state: StateDict, prefix: str) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ import operator
 import torch
 from torch import Tensor
 
+NOWHERE = 2**62  # an offset beyond all columns, where a kernel's 64 bits do not overflow
+
 
 def check_floating(name: str, x: Tensor) -> None:
     """A tensor of float16, bfloat16, float32 or float64."""
@@ -77,7 +79,10 @@ def matches(
     cols: int,
     device: torch.device,
 ) -> tuple[int | None, Tensor | None, Tensor | None]:
-    """`positives` as an offset, or as ids of the rows and columns of the logits."""
+    """`positives` as an offset, or as ids of the rows and columns of the logits.
+
+    Where nothing matches, the offset reaches no column.
+    """
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name}: expected a pair of id vectors, got {len(value)} elements")
@@ -85,9 +90,8 @@ def matches(
         return None, ids[0], ids[1]
     try:
         if value is None:
-            return None, None, None
-        # Beyond all columns anyway, where a kernel's 64 bits do not overflow.
-        return max(min(operator.index(value), 2**62), -(2**62)), None, None
+            return NOWHERE, None, None
+        return max(min(operator.index(value), NOWHERE), -NOWHERE), None, None
     except TypeError:
         raise TypeError(
             f"{name}: expected an int, a pair of id vectors or None, got {type(value).__name__}"

@@ -12,7 +12,8 @@ def clip_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
-    positives: int | tuple[Tensor, Tensor] = 0,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     r"""CLIP's loss: each image among all texts, each text among all images, without the logits.
@@ -31,7 +32,8 @@ def clip_loss(
         text_features: (N, D), same dtype and device. N may differ from B.
         logit_scale: one element or a float; already exponentiated, as in open_clip.
         positives: image i matches text i + positives, if there is one. Or a pair of int64 vectors,
-            ids of the images (B,) and of the texts (N,): they match where these are equal.
+            ids of the images (B,) and of the texts (N,): they match where these are equal. None:
+            nothing matches.
         label_smoothing: from 0 to 1, as in `torch.nn.functional.cross_entropy`.
 
     Returns:
@@ -54,8 +56,6 @@ def clip_loss(
     _arguments.check_features(image_features=image_features, text_features=text_features)
     image, text = _arguments.autocast(image_features, text_features)
     scale = _arguments.scalar("logit_scale", logit_scale, image)
-    if positives is None:
-        raise TypeError("positives: expected an int or a pair of id vectors, got None")
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
@@ -63,7 +63,9 @@ def clip_loss(
 
     backend = _backend.choose(image.device, image.dtype)
     if backend == "reference":
-        return reference.clip_loss(image, text, scale, positives, label_smoothing)
+        return reference.clip_loss(
+            image, text, scale, positives=positives, label_smoothing=label_smoothing
+        )
     _arguments.refuse_functorch("clip_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (image, text, scale)]
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise

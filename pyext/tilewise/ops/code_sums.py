@@ -7,11 +7,12 @@ from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import register
 from tilewise.reference._shapes import flat, rows
+from tilewise.reference.code_sums import CodeSums
 
 
 def code_sums(
-    x: Tensor, index: Tensor, num_codes: int, heads: bool = False
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, index: Tensor, num_codes: int, per_head: bool = False
+) -> CodeSums:
     r"""Counts and sums of the rows that share a code, without a one-hot matrix.
 
         counts[k] = #{i : index_i = k}        sums[k] = sum_{i : index_i = k} x_i
@@ -20,11 +21,11 @@ def code_sums(
         x: (..., D), float16, bfloat16, float32 or float64.
         index: (...) int64, the code of each row. Rows with a negative index are left out.
         num_codes: K.
-        heads: whether the first dimension of `x` and `index` is that of separate codebooks.
+        per_head: whether the first dimension of `x` and `index` is that of separate codebooks.
 
     Returns:
-        counts (K,) int64, sums (K, D) float32 (float64 for float64 rows); with `heads` (H, K) and
-        (H, K, D). The same bits for every number of threads.
+        (counts, sums): counts (K,) int64, sums (K, D) float32 (float64 for float64 rows); with
+        `per_head` (H, K) and (H, K, D). The same bits for every number of threads.
 
     Differentiable in `x`, any number of times.
 
@@ -44,7 +45,7 @@ def code_sums(
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index: expected an int64 tensor, got {got}")
-    if x.dim() < 1 + heads or index.shape != x.shape[:-1]:
+    if x.dim() < 1 + per_head or index.shape != x.shape[:-1]:
         raise ValueError(
             f"index: expected shape {tuple(x.shape[:-1])} for x of {tuple(x.shape)}, "
             f"got {tuple(index.shape)}"
@@ -54,12 +55,12 @@ def code_sums(
 
     backend = _backend.choose(x.device, x.dtype)
     if backend == "reference":
-        return reference.code_sums(x, index, num_codes, heads)
+        return reference.code_sums(x, index, num_codes, per_head)
     _arguments.refuse_functorch("code_sums")
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    h = len(x) if heads else 1
+    h = len(x) if per_head else 1
     counts, sums = op.code_sums(rows(x, h), flat(index, h), num_codes)
-    return (counts, sums) if heads else (counts[0], sums[0])
+    return CodeSums(counts, sums) if per_head else CodeSums(counts[0], sums[0])
 
 
 def _fake(x, index, num_codes):

@@ -9,6 +9,7 @@ from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define, register
 from tilewise.reference._philox import seed_tensor
+from tilewise.reference.gaussian_sample import GaussianSample
 
 
 def gaussian_sample(
@@ -16,8 +17,9 @@ def gaussian_sample(
     logvar: Tensor,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
+    *,
     logvar_range: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> GaussianSample:
     r"""A sample of N(mean, exp(logvar)) that gradients pass through, and the divergence.
 
         z = mean + exp(logvar / 2) * e,    e standard normal
@@ -39,7 +41,8 @@ def gaussian_sample(
             (-30, 20).
 
     Returns:
-        z as `mean`, kl (B,) float32 (float64 for float64), a sum over all dimensions but the first.
+        (z, kl): z as `mean`, kl (B,) float32 (float64 for float64), a sum over all dimensions but
+        the first.
 
     Differentiable in `mean` and `logvar`, any number of times. Autocast changes nothing.
 
@@ -58,11 +61,13 @@ def gaussian_sample(
 
     backend = _backend.choose(mean.device, mean.dtype)
     if backend == "reference":
-        return reference.gaussian_sample(mean, logvar, seed, row_offset, logvar_range)
+        return reference.gaussian_sample(
+            mean, logvar, seed, row_offset, logvar_range=logvar_range
+        )
     _arguments.refuse_functorch("gaussian_sample")
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     mean, logvar = torch.broadcast_tensors(mean, logvar)
-    return op.gaussian_sample(mean, logvar, seed, row_offset, low, high)
+    return GaussianSample(*op.gaussian_sample(mean, logvar, seed, row_offset, low, high))
 
 
 def _check(mean: Tensor, logvar: Tensor) -> None:

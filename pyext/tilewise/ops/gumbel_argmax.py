@@ -7,6 +7,7 @@ from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import register
 from tilewise.reference._philox import seed_tensor
+from tilewise.reference.gumbel_argmax import GumbelArgmax
 
 
 def gumbel_argmax(
@@ -15,8 +16,9 @@ def gumbel_argmax(
     dim: int = -1,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
+    *,
     log_prob: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | GumbelArgmax:
     r"""Samples from the categorical distribution of the logits; only indices are written.
 
         index = argmax_j (logits_j + g_j),    so that    P(index = j) = softmax(logits)_j
@@ -33,9 +35,10 @@ def gumbel_argmax(
         log_prob: return log softmax(logits) at the indices as well.
 
     Returns:
-        index, int64, as `logits` with `dim` removed, or of size k. With `log_prob` a pair, the
-        second float32 (float64 for float64 logits). NaN never wins, equal values go to the lowest
-        index, masked categories come last; where nothing is above -inf, the index is 0.
+        index, int64, as `logits` with `dim` removed, or of size k. With `log_prob`
+        (index, log_prob), the second float32 (float64 for float64 logits). NaN never wins, equal
+        values go to the lowest index, masked categories come last; where nothing is above -inf, the
+        index is 0.
 
     `log_prob` is differentiable in `logits`, any number of times; the index is not.
 
@@ -63,13 +66,13 @@ def gumbel_argmax(
 
     backend = _backend.choose(logits.device, logits.dtype)
     if backend == "reference":
-        return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob)
+        return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob=log_prob)
     _arguments.refuse_functorch("gumbel_argmax")
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     index, value = op.gumbel_argmax(logits, seed, row_offset, dim, count, bool(log_prob))
     if k is None:
         index, value = index.squeeze(dim), value.squeeze(dim) if log_prob else value
-    return (index, value) if log_prob else index
+    return GumbelArgmax(index, value) if log_prob else index
 
 
 def _fake(logits, seed, row_offset, dim, k, log_prob):

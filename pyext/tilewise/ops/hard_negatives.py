@@ -7,16 +7,18 @@ from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define
 from tilewise.reference._philox import seed_tensor
+from tilewise.reference.hard_negatives import HardNegatives
 
 
 def hard_negatives(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> HardNegatives:
     r"""Samples a negative for each row by similarity, without the logits.
 
     With z_ij = logit_scale * <image_i, text_j>, and independent draws:
@@ -38,8 +40,8 @@ def hard_negatives(
         row_offset: the number of the first image in the random stream.
 
     Returns:
-        text_index (B,) and image_index (N,), int64: a text for each image, an image for each text.
-        -1 where there is none to choose from: all match, or have a logit of -inf or NaN.
+        (text_index, image_index), (B,) and (N,) int64: a text for each image, an image for each
+        text. -1 where there is none to choose from: all match, or have a logit of -inf or NaN.
 
     Indices have no gradient. For equal seeds the indices are the same in all backends, but for
     values that no float32 can tell apart. Under autocast the features are cast as for a matrix
@@ -66,10 +68,14 @@ def hard_negatives(
 
     backend = _backend.choose(image.device, image.dtype)
     if backend == "reference":
-        return reference.hard_negatives(image, text, scale, positives, seed, row_offset)
+        return reference.hard_negatives(
+            image, text, scale, positives=positives, seed=seed, row_offset=row_offset
+        )
     _arguments.refuse_functorch("hard_negatives")
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    return op.hard_negatives(image, text, scale, offset, image_ids, text_ids, seed, row_offset)
+    return HardNegatives(
+        *op.hard_negatives(image, text, scale, offset, image_ids, text_ids, seed, row_offset)
+    )
 
 
 def _fake(image, text, scale, positives, image_ids, text_ids, seed, row_offset):

@@ -13,10 +13,11 @@ def itc_loss(
     query: Tensor,
     keys: Tensor,
     logit_scale: Tensor | float,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     queue: Tensor | None = None,
     teacher_query: Tensor | None = None,
     alpha: Tensor | float = 0.4,
-    positives: int | tuple[Tensor, Tensor] = 0,
 ) -> Tensor:
     r"""Image-text contrast with a momentum teacher and a queue, without the B x (K + Q) matrices.
 
@@ -34,13 +35,13 @@ def itc_loss(
             modality, usually L2-normalised.
         keys: (K, D), same dtype and device: the teacher's features of the other modality.
         logit_scale: one element or a float; 1 / temperature.
+        positives: query i matches candidate i + positives, if there is one. Or a pair of int64
+            vectors, ids of the queries (B,) and of the candidates (K + Q,): they match where these
+            are equal. None: nothing matches, so the loss is 0, with a teacher too.
         queue: (Q, D), the same: the teacher's features of earlier batches. None: no queue.
         teacher_query: (B, D), the teacher's features of what the query shows. None: the targets are
             the matches alone, as in MoCo, and `alpha` is of no account.
         alpha: from 0 to 1, the teacher's part of the targets; a tensor of one element or a float.
-        positives: query i matches candidate i + positives, if there is one. Or a pair of int64
-            vectors, ids of the queries (B,) and of the candidates (K + Q,): they match where these
-            are equal.
 
     Returns:
         0-d float32 (float64 for float64 features). A batch without a match gives 0.
@@ -78,15 +79,16 @@ def itc_loss(
     if not isinstance(alpha, Tensor):
         _arguments.check_between("alpha", alpha, 0, 1)
     scale = _arguments.scalar("logit_scale", logit_scale, query)
-    if positives is None:
-        raise TypeError("positives: expected an int or a pair of id vectors, got None")
     columns = len(keys) + (0 if queue is None else len(queue))
     matches = _arguments.matches("positives", positives, len(query), columns, query.device)
     query, keys, queue, teacher_query = _arguments.autocast(query, keys, queue, teacher_query)
 
     backend = _backend.choose(query.device, query.dtype)
     if backend == "reference":
-        return reference.itc_loss(query, keys, scale, queue, teacher_query, part, positives)
+        return reference.itc_loss(
+            query, keys, scale, positives=positives, queue=queue, teacher_query=teacher_query,
+            alpha=part,
+        )
     _arguments.refuse_functorch("itc_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (query, scale)]
     with torch.no_grad():
@@ -105,7 +107,8 @@ def _groups(
     A candidate that matches no query has a negative one.
     """
     if query_ids is None or candidate_ids is None:
-        first = max(min(offset or 0, columns), -rows)  # beyond these nothing matches
+        assert offset is not None
+        first = max(min(offset, columns), -rows)  # beyond these nothing matches
         group = torch.arange(columns, device=device) - first
         return torch.arange(rows, device=device), group.masked_fill(group >= rows, -1)
     query_ids, candidate_ids = query_ids.contiguous(), candidate_ids.contiguous()

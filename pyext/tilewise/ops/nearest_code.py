@@ -13,7 +13,7 @@ from tilewise.reference._shapes import flat, rows
 from tilewise.reference.nearest_code import NearestCode
 
 METRICS = ("l2", "cosine", "dot")
-MAX_TOPK = 16
+MAX_K = 16
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def nearest_code(
     x: Tensor,
     codebook: Tensor | PreparedCodebook,
     metric: str = "l2",
-    topk: int | None = None,
+    k: int | None = None,
     mask: Tensor | None = None,
 ) -> NearestCode:
     r"""The nearest code of each row: the true argmin, without the N x K matrix of distances.
@@ -47,11 +47,11 @@ def nearest_code(
         codebook: (K, D), or (H, K, D) for the heads of x (H, ..., D); on the device of `x`, of any
             floating dtype. Or what `prepare_codebook` made of it.
         metric: "l2", "cosine" or "dot".
-        topk: how many codes to return, nearest first, at most 16. None: one, without a dimension.
+        k: how many codes to return, nearest first, at most 16. None: one, without a dimension.
         mask: bool, broadcasts to x.shape[:-1]; rows where it is False get index -1, distance 0.
 
     Returns:
-        (index, distance): int64 and float32, (...) or (..., topk). `distance` is the float64
+        (index, distance): int64 and float32, (...) or (..., k). `distance` is the float64
         distance, rounded once.
 
     `distance` is differentiable in `x` and `codebook`, any number of times; `index` is not.
@@ -64,7 +64,7 @@ def nearest_code(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
-            an empty codebook; topk > K.
+            an empty codebook; k > K.
         RuntimeError: inside a torch.func transform, or the codebook was changed after
             `prepare_codebook`.
 
@@ -74,24 +74,24 @@ def nearest_code(
     if isinstance(codebook, PreparedCodebook):
         _check_prepared(codebook, metric)
         packed, codebook = codebook.packed, codebook.codebook
-    heads, k = _check(x, codebook, metric, topk)
+    heads, count = _check(x, codebook, metric, k)
     if mask is not None:
         mask = _arguments.row_mask("mask", mask, x)
 
     backend = _backend.choose(x.device, x.dtype, codebook.dtype)
     if backend == "reference":
-        return reference.nearest_code(x, codebook, metric, topk, mask)
+        return reference.nearest_code(x, codebook, metric, k, mask)
     _arguments.refuse_functorch("nearest_code")
     op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     index, distance = op.nearest_code(
         rows(x, heads),
         codebook if codebook.dim() == 3 else codebook.unsqueeze(0),
         metric,
-        k,
+        count,
         None if mask is None else flat(mask, heads),
         packed if backend == "cpu" else None,
     )
-    shape = x.shape[:-1] if topk is None else (*x.shape[:-1], k)
+    shape = x.shape[:-1] if k is None else (*x.shape[:-1], count)
     return NearestCode(index.reshape(shape), distance.reshape(shape))
 
 
@@ -131,7 +131,7 @@ def _check_codebook(codebook: Tensor, metric: str) -> None:
         raise ValueError(f"codebook: expected at least one code, got {tuple(codebook.shape)}")
 
 
-def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None) -> tuple[int, int]:
+def _check(x: Tensor, codebook: Tensor, metric: str, k: int | None) -> tuple[int, int]:
     """How many heads there are, and how many codes are wanted."""
     _check_codebook(codebook, metric)
     _arguments.check_floating("x", x)
@@ -147,12 +147,12 @@ def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None) -> tuple[
         )
     if x.device != codebook.device:
         raise ValueError(f"codebook: expected on {x.device} like x, got {codebook.device}")
-    k = 1 if topk is None else _arguments.integer("topk", topk, least=1)
-    if k > min(MAX_TOPK, codebook.shape[-2]):
+    count = 1 if k is None else _arguments.integer("k", k, least=1)
+    if count > min(MAX_K, codebook.shape[-2]):
         raise ValueError(
-            f"topk: expected at most {MAX_TOPK} and at most the {codebook.shape[-2]} codes, got {k}"
+            f"k: expected at most {MAX_K} and at most the {codebook.shape[-2]} codes, got {count}"
         )
-    return heads, k
+    return heads, count
 
 
 def _check_prepared(prepared: PreparedCodebook, metric: str) -> None:
@@ -203,7 +203,7 @@ def _backward(ctx, _, grad):
         d_x = (grad * d_rows).masked_fill(masked, 0.0).sum(2).to(ctx.dtype)
     if d_codes is not None:
         terms = (grad * d_codes).flatten(1, 2)  # (H, N * k, D)
-        _, sums = code_sums(terms, index.flatten(1), codebook.shape[1], heads=True)
+        sums = code_sums(terms, index.flatten(1), codebook.shape[1], per_head=True).sums
         d_codebook = sums.to(codebook.dtype)
     return d_x, d_codebook, *nothing
 

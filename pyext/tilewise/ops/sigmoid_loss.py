@@ -13,6 +13,7 @@ def sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     r"""Sigmoid loss of all image-text pairs, without the matrix of their logits (SigLIP).
@@ -59,7 +60,7 @@ def sigmoid_loss(
 
     backend = _backend.choose(image.device, image.dtype)
     if backend == "reference":
-        return reference.sigmoid_loss(image, text, scale, bias, positives)
+        return reference.sigmoid_loss(image, text, scale, bias, positives=positives)
     _arguments.refuse_functorch("sigmoid_loss")
     needs = [
         torch.is_grad_enabled() and x is not None and x.requires_grad

@@ -11,7 +11,8 @@ def clip_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
-    positives: int | tuple[Tensor, Tensor] = 0,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """What `tilewise.clip_loss` computes; arguments and result are the same.

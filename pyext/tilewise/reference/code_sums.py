@@ -1,5 +1,7 @@
 """Counts and sums of the rows that share a code, by index_add in float64."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,12 +9,19 @@ from tilewise.reference._precision import exact_dtype, no_autocast
 from tilewise.reference._shapes import flat, rows
 
 
+class CodeSums(NamedTuple):
+    """How many rows each code has, and their sum; see `tilewise.code_sums`."""
+
+    counts: Tensor
+    sums: Tensor
+
+
 def code_sums(
-    x: Tensor, index: Tensor, num_codes: int, heads: bool = False
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, index: Tensor, num_codes: int, per_head: bool = False
+) -> CodeSums:
     """What `tilewise.code_sums` computes; arguments and results are the same."""
     with no_autocast(x):
-        x_rows = rows(x.to(exact_dtype(x)), len(x) if heads else 1)  # (H, N, D)
+        x_rows = rows(x.to(exact_dtype(x)), len(x) if per_head else 1)  # (H, N, D)
         h, _, d = x_rows.shape
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             if (index >= num_codes).any():
@@ -29,4 +38,4 @@ def code_sums(
         counts = flat(counts, h)[:, :num_codes]  # (H, K)
         sums = rows(sums, h)[:, :num_codes]  # (H, K, D)
         sums = sums.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return (counts, sums) if heads else (counts[0], sums[0])
+        return CodeSums(counts, sums) if per_head else CodeSums(counts[0], sums[0])

@@ -1,5 +1,7 @@
 """Reparameterised Gaussian samples and their divergence from N(0, 1), as the equations say them."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,13 +9,21 @@ from tilewise.reference import _philox
 from tilewise.reference._precision import exact_dtype, no_autocast
 
 
+class GaussianSample(NamedTuple):
+    """A sample and the divergence of each row from N(0, 1); see `tilewise.gaussian_sample`."""
+
+    z: Tensor
+    kl: Tensor
+
+
 def gaussian_sample(
     mean: Tensor,
     logvar: Tensor,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
+    *,
     logvar_range: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> GaussianSample:
     """What `tilewise.gaussian_sample` computes; arguments and results are the same.
 
     Cost: a dozen tensors of the size of `mean`, in int64 and float64.
@@ -28,4 +38,4 @@ def gaussian_sample(
         noise = _philox.gaussian(_philox.seed_tensor(seed, m.device), rows, cols, row_offset)
         z = m + torch.exp(v / 2) * noise.view(m.shape)
         terms = (m.square() + torch.expm1(v) - v) / 2  # >= 0, each of them
-        return z.to(mean.dtype), terms.reshape(rows, cols).sum(1).to(kl_dtype)
+        return GaussianSample(z.to(mean.dtype), terms.reshape(rows, cols).sum(1).to(kl_dtype))

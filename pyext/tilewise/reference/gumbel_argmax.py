@@ -1,10 +1,19 @@
 """Sampling by the largest perturbed logits, as the equation says it."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tilewise.reference._precision import exact_dtype, no_autocast
 from tilewise.reference.gumbel_softmax import perturbed
+
+
+class GumbelArgmax(NamedTuple):
+    """Sampled categories and log softmax at these; see `tilewise.gumbel_argmax`."""
+
+    index: Tensor  # type: ignore[assignment]  # tuple.index, which nobody needs here
+    log_prob: Tensor
 
 
 def gumbel_argmax(
@@ -13,8 +22,9 @@ def gumbel_argmax(
     dim: int = -1,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
+    *,
     log_prob: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | GumbelArgmax:
     """What `tilewise.gumbel_argmax` computes; arguments and results are the same.
 
     Cost: a dozen matrices of the size of the logits, in int64 and float64.
@@ -31,4 +41,4 @@ def gumbel_argmax(
             value = value.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
         if k is None:
             index, value = index.squeeze(dim), None if value is None else value.squeeze(dim)
-        return index if value is None else (index, value)
+        return index if value is None else GumbelArgmax(index, value)

@@ -1,5 +1,7 @@
 """Sampling of hard negatives by the largest perturbed logits, as the equation says it."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -8,14 +10,22 @@ from tilewise.reference._precision import exact_dtype, no_autocast
 from tilewise.reference.sigmoid_loss import matches
 
 
+class HardNegatives(NamedTuple):
+    """An index of a negative for each image and each text; see `tilewise.hard_negatives`."""
+
+    text_index: Tensor
+    image_index: Tensor
+
+
 def hard_negatives(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor | float,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
     seed: Tensor | int | None = None,
     row_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> HardNegatives:
     """What `tilewise.hard_negatives` computes; arguments and results are the same.
 
     Cost: memory O(B * N), a dozen int64 and float64 matrices of that size.
@@ -29,7 +39,7 @@ def hard_negatives(
         where = (seed, len(image), len(text), row_offset)
         texts = logits + _philox.gumbel(*where, op=_philox.NEGATIVE_TEXTS)
         images = logits + _philox.gumbel(*where, op=_philox.NEGATIVE_IMAGES)
-        return _largest(texts, 1), _largest(images, 0)
+        return HardNegatives(_largest(texts, 1), _largest(images, 0))
 
 
 def _largest(x: Tensor, dim: int) -> Tensor:

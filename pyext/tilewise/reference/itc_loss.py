@@ -11,10 +11,11 @@ def itc_loss(
     query: Tensor,
     keys: Tensor,
     logit_scale: Tensor | float,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
     queue: Tensor | None = None,
     teacher_query: Tensor | None = None,
     alpha: Tensor | float = 0.4,
-    positives: int | tuple[Tensor, Tensor] = 0,
 ) -> Tensor:
     """What `tilewise.itc_loss` computes; arguments and result are the same.
 

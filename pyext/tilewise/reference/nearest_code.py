@@ -24,7 +24,7 @@ def nearest_code(
     x: Tensor,
     codebook: Tensor,
     metric: str = "l2",
-    topk: int | None = None,
+    k: int | None = None,
     mask: Tensor | None = None,
 ) -> NearestCode:
     """What `tilewise.nearest_code` computes; arguments and results are the same.
@@ -32,18 +32,18 @@ def nearest_code(
     Cost: time O(N * K * D) in float64, memory O(K) times a fixed number of rows.
     """
     with no_autocast(x):
-        k = topk or 1
+        count = k or 1
         codes = codebook.to(exact_dtype(codebook))
         if codes.dim() == 2:
             codes = codes.unsqueeze(0)  # (H, K, D)
         x_rows = rows(x.to(codes.dtype), len(codes))  # (H, N, D)
-        index = _search(x_rows.detach(), codes.detach(), metric, k)  # (H, N, k)
+        index = _search(x_rows.detach(), codes.detach(), metric, count)  # (H, N, k)
         head = torch.arange(len(codes), device=x.device)[:, None, None]
         distance = _distance(x_rows.unsqueeze(2), codes[head, index], metric)  # (H, N, k)
         if mask is not None:
             drop = ~mask.expand(x.shape[:-1]).reshape(*index.shape[:2], 1)
             index, distance = index.masked_fill(drop, -1), distance.masked_fill(drop, 0.0)
-        shape = x.shape[:-1] if topk is None else (*x.shape[:-1], k)
+        shape = x.shape[:-1] if k is None else (*x.shape[:-1], count)
         return NearestCode(index.reshape(shape), distance.reshape(shape).float())
 
 

@@ -12,6 +12,7 @@ def sigmoid_loss(
     text_features: Tensor,
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
+    *,
     positives: int | tuple[Tensor, Tensor] | None = 0,
 ) -> Tensor:
     """What `tilewise.sigmoid_loss` computes; arguments and result are the same.

@@ -1,6 +1,6 @@
 """ItcLoss: BLIP's and ALBEF's image-text contrast, with its queues and its temperature."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class ItcLoss(nn.Module):
             teacher_image_features=teacher_image_features,
             teacher_text_features=teacher_text_features,
         )
-        positives: int | tuple[Tensor, Tensor] = 0
+        positives: int | tuple[Tensor, Tensor] = 0  # text i matches image i alone
         if ids is not None:
             _arguments.check_ids("ids", ids, len(image), image.device)
             positives = ids, torch.cat([ids, self.id_queue])
@@ -143,10 +143,10 @@ class ItcLoss(nn.Module):
                 query,
                 keys.detach(),
                 1 / self.temperature,
-                queue.to(keys.dtype) if self.queue_size else None,
-                teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
-                alpha,
-                positives,
+                positives=positives,
+                queue=queue.to(keys.dtype) if self.queue_size else None,
+                teacher_query=teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
+                alpha=alpha,
             )
 
         of_images = contrast(image, teacher_text, self.text_queue, teacher_image)
@@ -186,33 +186,3 @@ class ItcLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, queue_size={self.queue_size}, alpha={self.alpha}"
-
-
-def from_blip(state_dict: Mapping[str, Tensor], alpha: float = 0.4) -> ItcLoss:
-    """An `ItcLoss` with the queues and the temperature of a model of BLIP, ALBEF or LAVIS.
-
-    Args:
-        state_dict: the model's, with `temp` (), `image_queue` and `text_queue` (D, Q), `queue_ptr`
-            or `ptr_queue` (1,), and `idx_queue` (1, Q) if it has ids. Other keys are of no account.
-        alpha: as in `ItcLoss`; no state dict says it.
-
-    Returns:
-        `ItcLoss`, with copies of these tensors in float32.
-
-    Raises:
-        ValueError: one of the keys is missing.
-    """
-    pointer = "ptr_queue" if "ptr_queue" in state_dict else "queue_ptr"
-    for key in ("temp", "image_queue", "text_queue", pointer):
-        if key not in state_dict:
-            raise ValueError(f"state_dict: expected the key {key!r} of a BLIP or ALBEF model")
-    dim, size = state_dict["image_queue"].shape
-    loss = ItcLoss(dim, size, alpha)
-    loss.load_state_dict({
-        "temperature": state_dict["temp"].view(()),
-        "image_queue": state_dict["image_queue"].T,
-        "text_queue": state_dict["text_queue"].T,
-        "id_queue": state_dict.get("idx_queue", loss.id_queue).view(-1),
-        "queue_pointer": state_dict[pointer].view(()),
-    })
-    return loss

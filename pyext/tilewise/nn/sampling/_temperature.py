@@ -19,7 +19,7 @@ class Temperature(nn.Module):
 
     Args:
         tau: its value, or a schedule: a function of the number of steps taken.
-        learnable: whether it is a parameter, whose logarithm learns.
+        learnable_tau: whether it is a parameter, whose logarithm learns.
 
     State dict: `tau` () float32 and, with a schedule, `step_count` () int64; or if it learns,
     `log_tau` () float32. A state dict without them leaves them as they are: others have none.
@@ -29,20 +29,20 @@ class Temperature(nn.Module):
     tau: Tensor
     step_count: Tensor
 
-    def __init__(self, tau: float | Schedule, learnable: bool):
+    def __init__(self, tau: float | Schedule, learnable_tau: bool):
         super().__init__()
         self.schedule = None if isinstance(tau, (int, float)) else tau
         if isinstance(tau, bool) or not (self.schedule is None or callable(tau)):
             raise TypeError(f"tau: expected a float or a schedule, got {type(tau).__name__}")
-        if learnable and self.schedule is not None:
-            raise ValueError("learnable: expected False beside a schedule, got True")
+        if learnable_tau and self.schedule is not None:
+            raise ValueError("learnable_tau: expected False beside a schedule, got True")
         self._count = 0  # what `step_count` says, where no GPU has to be asked
         first = self._scheduled() if self.schedule is not None else checked(tau)
-        if learnable and first == 0:
+        if learnable_tau and first == 0:
             raise ValueError("tau: expected more than 0 to learn from, got 0")
         value = torch.tensor(first, dtype=torch.float32)
-        self.log_tau = nn.Parameter(value.log()) if learnable else None
-        if not learnable:
+        self.log_tau = nn.Parameter(value.log()) if learnable_tau else None
+        if not learnable_tau:
             self.register_buffer("tau", value)
         if self.schedule is not None:
             self.register_buffer("step_count", torch.tensor(0))

@@ -92,7 +92,9 @@ class DiagonalGaussian:
             return self._sample_each(generator)
         if generator is not None:
             seed = _draw(generator[0] if isinstance(generator, Sequence) else generator)
-        z, self._kl = gaussian_sample(self.mean, self._logvar, seed, row_offset, LOGVAR_RANGE)
+        z, self._kl = gaussian_sample(
+            self.mean, self._logvar, seed, row_offset, logvar_range=LOGVAR_RANGE
+        )
         return z
 
     def kl(self, other: "DiagonalGaussian | None" = None) -> Tensor:
@@ -107,7 +109,7 @@ class DiagonalGaussian:
         differentiate = torch.is_grad_enabled() and self.parameters.requires_grad
         if self._kl is None or (differentiate and not self._kl.requires_grad):
             # The seed is of no consequence, and none is drawn.
-            _, self._kl = gaussian_sample(self.mean, self._logvar, 0, 0, LOGVAR_RANGE)
+            _, self._kl = gaussian_sample(self.mean, self._logvar, 0, logvar_range=LOGVAR_RANGE)
         return self._kl.clone()  # the caller may write to it
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
@@ -135,7 +137,7 @@ class DiagonalGaussian:
                 f"generator: expected one or {len(self.mean)}, got {len(generators)}"
             )
         parts = [
-            gaussian_sample(mean, logvar, _draw(generator), 0, LOGVAR_RANGE)
+            gaussian_sample(mean, logvar, _draw(generator), logvar_range=LOGVAR_RANGE)
             for mean, logvar, generator in zip(
                 self.mean.split(1), self._logvar.split(1), generators, strict=True
             )

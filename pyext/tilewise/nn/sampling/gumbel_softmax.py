@@ -24,11 +24,11 @@ class GumbelSoftmax(HasTemperature):
             temperature, as `ExponentialSchedule`, `LinearSchedule` and `CosineSchedule` are.
         hard: return one-hot vectors, with the gradient of the relaxed sample (straight-through).
         dim: of the categories.
-        learnable: make the temperature a parameter. What learns is its logarithm, so that it stays
-            positive; a weight decay would pull tau to 1.
+        learnable_tau: make the temperature a parameter. What learns is its logarithm, so that it
+            stays positive; a weight decay would pull tau to 1.
 
     Raises:
-        ValueError, TypeError: tau below 0, or of another type; `learnable` beside a schedule.
+        ValueError, TypeError: tau below 0, or of another type; `learnable_tau` beside a schedule.
 
     State dict: `temperature.tau` () float32 and, with a schedule, `temperature.step_count` ()
     int64, so that a run goes on where it stopped; or `temperature.log_tau` () float32 if it learns.
@@ -50,11 +50,11 @@ class GumbelSoftmax(HasTemperature):
         tau: float | Schedule = 1.0,
         hard: bool = False,
         dim: int = -1,
-        learnable: bool = False,
+        learnable_tau: bool = False,
     ):
         super().__init__()
         self.hard, self.dim = hard, dim
-        self.temperature = Temperature(tau, learnable)
+        self.temperature = Temperature(tau, learnable_tau)
 
     def forward(
         self, logits: Tensor, seed: Tensor | int | None = None, row_offset: int = 0
