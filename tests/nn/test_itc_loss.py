@@ -107,34 +107,6 @@ def test_steps_are_published(b, size, with_ids):
         torch.testing.assert_close(ours.temperature, theirs.temperature, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("name, size", [("ptr_queue", Q), ("queue_ptr", Q)])
-def test_from_blip(name, size):
-    source = module()
-    for seed in range(5):
-        source(*features(seed=seed), ids(seed=seed))
-    state = {
-        "temp": torch.tensor(0.03),
-        "image_queue": source.image_queue.T,
-        "text_queue": source.text_queue.T,
-        "idx_queue": source.id_queue[None],
-        name: source.queue_pointer[None],
-        "itm_head.bias": torch.zeros(2),
-    }
-    ours = tw.nn.from_blip(state, alpha=0.2)
-    assert (ours.dim, ours.queue_size, ours.alpha) == (D, Q, 0.2)
-    assert ours.temperature.item() == pytest.approx(0.03)
-    assert_same_queues(ours, source.state_dict(), rtol=0, atol=0)
-    ours(*features())
-    assert not torch.equal(ours.image_queue, source.image_queue)  # a copy
-    del state["idx_queue"]
-    assert (tw.nn.from_blip(state).id_queue == -100).all()
-    inside = {f"model.{key}": x for key, x in state.items()}
-    assert torch.equal(tw.nn.from_blip(inside, prefix="model.").text_queue, source.text_queue)
-    del state[name]
-    with pytest.raises(ValueError, match="queue_ptr"):
-        tw.nn.from_blip(state)
-
-
 # Queues
 
 

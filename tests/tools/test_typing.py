@@ -25,3 +25,9 @@ def test_results_of_modules() -> None:
     itc = tw.nn.ItcLoss(dim=4, queue_size=8)
     assert_type(itc(FEATURES, FEATURES, FEATURES, FEATURES), Tensor)
     assert_type(tw.nn.GumbelSoftmax()(FEATURES), Tensor)
+    quantizers = tw.nn.VectorQuantizer(4, 8), tw.nn.GumbelQuantizer(4, 8)
+    for quantizer in quantizers:
+        quantized, indices, losses, *_ = quantizer(FEATURES)
+        assert_type(quantized, Tensor)
+        assert_type(indices, Tensor)
+        assert_type(losses, Tensor)

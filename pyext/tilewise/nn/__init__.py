@@ -1,14 +1,9 @@
 """Modules with the constructors and calls of the packages that they replace."""
 
-from tilewise.nn.convert import (
-    from_blip,
-    from_diffusers,
-    from_lucidrains,
-    from_taming,
-    to_diffusers,
-    to_lucidrains,
-    to_taming,
-)
+from tilewise.nn.convert.blip import from_blip
+from tilewise.nn.convert.diffusers import from_diffusers, to_diffusers
+from tilewise.nn.convert.lucidrains import from_lucidrains, to_lucidrains
+from tilewise.nn.convert.taming import from_taming, to_taming
 from tilewise.nn.losses.clip_loss import ClipLoss
 from tilewise.nn.losses.itc_loss import ItcLoss
 from tilewise.nn.losses.momentum import momentum_update

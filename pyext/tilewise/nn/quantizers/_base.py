@@ -1,6 +1,6 @@
 """What all quantisers share: the way of an input in and out, rows that count, indices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ class Quantizer(nn.Module):
         channel_last, accept_image_fmap, accept_3d_fmap: where they are, see `Layout`.
     """
 
+    __call__: "Callable[..., Quantized]"  # nn.Module's returns Any
+
     def __init__(
         self,
         dim: int,
@@ -35,10 +37,6 @@ class Quantizer(nn.Module):
         super().__init__()
         self.dim = _arguments.integer("dim", dim, least=1)
         self._layout = Layout(channel_last, accept_image_fmap, accept_3d_fmap)
-
-    if TYPE_CHECKING:  # nn.Module's says Any
-
-        def __call__(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Quantized: ...
 
     def _take(
         self, x: Tensor, mask: Tensor | None, lens: Tensor | None

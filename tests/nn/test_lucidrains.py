@@ -1,15 +1,11 @@
-"""Quantisers of other packages: converted, trained beside them, and converted back."""
-
-import importlib
+"""lucidrains' quantisers, and EnCodec's: converted, trained beside them, and converted back."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import tilewise as tw
-from benchmarks.baselines import open_clip_loss
-from tests.common.quantizer_cases import CLOSE, HEADS, assert_same_step, rows, step
+from tests.common.quantizer_cases import CLOSE, HEADS, assert_same_step, rows
 
 
 def lucidrains():
@@ -115,94 +111,62 @@ def test_residuals_that_we_lack_are_refused():
             tw.nn.from_lucidrains(theirs)
 
 
-# taming-transformers and diffusers: images in, (quantized, loss, (perplexity, one-hot, index)) out
+def older(codes=(1, 16, 8), flag="initted", shape=(1,)):
+    """A codebook as older releases, or EnCodec, save it."""
+    embed = rows(*codes)
+    return {flag: torch.ones(shape), "cluster_size": torch.ones(codes[:-1]),
+            "embed_avg": embed.clone(), "embed": embed}
 
 
-class Published(nn.Module):
-    """What both packages compute, in the state dict's layout and in a few lines."""
-
-    def __init__(self, n_e, e_dim, beta, legacy=True):
-        super().__init__()
-        self.beta, self.legacy = beta, legacy
-        self.embedding = nn.Embedding(n_e, e_dim)
-
-    def forward(self, z):
-        z = z.movedim(1, -1)
-        index = torch.cdist(z.reshape(-1, z.shape[-1]), self.embedding.weight).argmin(1)
-        q = self.embedding(index).view(z.shape)
-        first, second = F.mse_loss(q.detach(), z), F.mse_loss(q, z.detach())
-        loss = first + self.beta * second if self.legacy else self.beta * first + second
-        return (z + (q - z).detach()).movedim(-1, 1), loss, (None, None, index)
+@pytest.mark.parametrize("book", [older(), older(shape=()), older((16, 8)),
+                                  older((16, 8), "inited")], ids=lambda book: str([*book][0]))
+def test_older_checkpoints(book):
+    """`initted` was a float of shape (1,), codes once had no dimension of heads."""
+    state = {f"_codebook.{key}": x for key, x in book.items()}
+    loaded = tw.nn.VectorQuantizer(8, 16, kmeans_init=True)
+    loaded.load_state_dict(state)
+    for ours in (tw.nn.from_lucidrains(state), loaded):
+        assert torch.equal(ours.codebook, book["embed"].view(16, 8))
+        assert not ours._codebook.needs_init
 
 
-def published(name, **settings):
-    if name == "equation":
-        return Published(32, 16, beta=0.25, **settings)
-    module, kind = {
-        "taming": ("taming.modules.vqvae.quantize", "VectorQuantizer"),
-        "diffusers": ("diffusers.models.autoencoders.vae", "VectorQuantizer"),
-    }[name]
-    if name == "diffusers":
-        open_clip_loss()  # makes torchvision importable, which diffusers needs too
-    try:
-        return getattr(importlib.import_module(module), kind)(32, 16, beta=0.25, **settings)
-    except ImportError as error:
-        pytest.skip(str(error))
+@pytest.mark.parametrize("prefix, name", [
+    ("quantizer.vq.", "_codebook"), ("quantizer.", "codebook"),  # its own, and transformers'
+])
+def test_encodec(prefix, name):
+    book = older((16, 8), "inited")
+    state = {f"{prefix}layers.{i}.{name}.{key}": x for i in range(2) for key, x in book.items()}
+    ours = tw.nn.from_lucidrains(state, prefix=prefix, decay=0.99)
+    assert torch.equal(ours.codebooks, rows(16, 8).expand(2, 16, 8))
+    x, total = rows(5, 8), torch.zeros(5, 8)
+    quantized, index, _ = ours.eval()(x)
+    for layer in range(2):
+        chosen = torch.cdist(x - total, rows(16, 8)).argmin(1)
+        assert torch.equal(index[:, layer], chosen)
+        total += rows(16, 8)[chosen]
+    torch.testing.assert_close(quantized, total)
 
 
-@pytest.mark.parametrize("name, settings", [
-    ("equation", dict(legacy=True)),
-    ("equation", dict(legacy=False)),
-    ("taming", dict()),  # of version 0.0.1: there, legacy is all there is
-    ("diffusers", dict()),
-    ("diffusers", dict(legacy=True)),
-    ("diffusers", dict(legacy=False)),
-], ids=str)
-def test_from_and_to_taming_and_diffusers(name, settings):
-    diffusers = name == "diffusers"
-    convert = tw.nn.from_diffusers if diffusers else tw.nn.from_taming
-    back = tw.nn.to_diffusers if diffusers else tw.nn.to_taming
-    theirs = published(name, **settings)
-    nn.init.normal_(theirs.embedding.weight)
-    from_state = convert(
-        {"quantize." + key: x for key, x in theirs.state_dict().items()},
-        prefix="quantize.", beta=0.25, **settings,
-    )
-    for ours in (convert(theirs), from_state):
-        theirs.zero_grad()
-        (q, index, loss), grad = step(ours, rows(2, 16, 5, 7))
-        x = rows(2, 16, 5, 7).requires_grad_()
-        their_q, their_loss, (_, _, their_index) = theirs(x)
-        ((their_q * rows(2, 16, 5, 7, seed=9)).sum() + 3.0 * their_loss).backward()
-        assert torch.equal(index.flatten(), their_index.flatten())
-        for a, b in (
-            (q, their_q), (loss, their_loss), (grad, x.grad),
-            (ours._codebook.embed.grad[0], theirs.embedding.weight.grad),
-        ):
-            torch.testing.assert_close(a, b, **CLOSE)
-    theirs.load_state_dict(back(ours))
-
-
-def test_what_taming_lacks_is_refused():
-    with pytest.raises(ValueError, match="expected the key embedding.weight alone"):
-        tw.nn.from_taming({"embedding.weight": rows(3, 4), "used": rows(3)})
-    with pytest.raises(ValueError, match="prefix"):
-        tw.nn.from_taming({"embedding.weight": rows(3, 4)}, prefix="quantize.")
-    with pytest.raises(ValueError, match="no projections"):
-        tw.nn.to_taming(tw.nn.VectorQuantizer(16, 32, codebook_dim=4))
-    with pytest.raises(ValueError, match="expected a quantiser"):
+def test_what_is_not_lucidrains_is_named():
+    dac = {"quantizers.0.in_proj.weight_g": rows(2), "quantizers.0.codebook.weight": rows(3, 2)}
+    with pytest.raises(ValueError, match="DAC"):
+        tw.nn.from_lucidrains(dac)
+    with pytest.raises(ValueError, match="source: expected the key _codebook.embed, got .*weight"):
         tw.nn.from_lucidrains(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="source: expected the key"):
-        tw.nn.from_lucidrains({"weight": rows(3)})
+        tw.nn.from_lucidrains({f"weight{i}": rows(3) for i in range(99)})
 
 
-def test_conversion_copies():
-    embed = rows(32, 16)
-    ours = tw.nn.from_taming({"embedding.weight": embed})
-    before = embed.clone()
-    with torch.no_grad():
-        ours._codebook.embed.zero_()
-    assert torch.equal(embed, before)
-    ours = tw.nn.from_taming({"embedding.weight": embed}, rotation_trick=True, ema_update=True,
-                             learnable_codebook=False)
-    assert ours.rotation_trick and not isinstance(ours._codebook.embed, nn.Parameter)
+def test_modules_on_meta():
+    peer = lucidrains()
+    with torch.device("meta"):
+        sources = (
+            peer.VectorQuantize(16, 32, codebook_dim=4, kmeans_init=True),
+            peer.ResidualVQ(dim=16, codebook_size=32, num_quantizers=2),
+        )
+    for theirs in sources:
+        ours = tw.nn.from_lucidrains(theirs)
+        assert all(x.is_meta for x in ours.state_dict().values())
+        assert {k: x.shape for k, x in ours.state_dict().items()} == {
+            k: x.shape for k, x in theirs.state_dict().items()
+        }
