@@ -6,7 +6,6 @@ by the batch, and a loss larger than `LARGEST` is scaled by the square.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ import tilewise as tw
 from benchmarks import baselines
 from benchmarks.harness import report
 from benchmarks.harness.measure import Call, Spread, time_interleaved
+from examples.common.towers import ImageTower, TextTower
 
 DIM = 512  # of the features
 BATCHES = 256, 1024, 4096, 16384
@@ -25,52 +25,56 @@ LARGEST = 4096  # batch whose loss is measured
 SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Size:
-    """A pair of towers: transformers of `layers` x `width` over so many tokens; 0 layers: linear.
-
-    Args:
-        pairs: the batch that is measured.
-    """
-
-    name: str
-    layers: int
-    widths: tuple[int, int]  # of the image tower, of the text tower
-    tokens: tuple[int, int]
-    pairs: int
+def linear(pairs: int) -> Call:
+    """A linear layer on each side, of features that are there already."""
+    return training([(nn.Linear(768, DIM), torch.randn(pairs, 768)) for _ in range(2)])
 
 
-SIZES = (
-    Size("linear, on cached features", 0, (768, 768), (1, 1), 4096),
-    Size("4 layers x 256", 4, (256, 256), (64, 16), 64),
-    Size("CLIP's ViT-B/32", 12, (768, 512), (50, 77), 8),
-)
+def small(pairs: int) -> Call:
+    """The towers of `make demo`: convolutions over 64 x 64 pictures, a mix of nine words."""
+    images = torch.randint(256, (pairs, 3, 64, 64), dtype=torch.uint8)
+    words = torch.randint(1, 1000, (pairs, 9))
+    return training([(ImageTower(DIM), images), (TextTower(1000, DIM), words)])
 
 
-def tower(width: int, layers: int) -> nn.Module:
-    """(B, tokens, width) -> (B, tokens, DIM)."""
-    blocks = [
-        nn.TransformerEncoderLayer(
-            width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
-        for _ in range(layers)
-    ]
-    return nn.Sequential(*blocks, nn.Linear(width, DIM))
+def transformers(pairs: int) -> Call:
+    """The transformers of CLIP's ViT-B/32: 12 layers, of 768 over 50 tokens, of 512 over 77."""
+    return training([
+        (nn.Sequential(transformer(width), Mean(), nn.Linear(width, DIM)),
+         torch.randn(pairs, tokens, width))
+        for width, tokens in ((768, 50), (512, 77))
+    ])  # fmt: skip
 
 
-def towers_of(size: Size) -> Call:
-    """Forward and backward of both towers."""
-    towers = [tower(width, size.layers) for width in size.widths]
-    inputs = [
-        torch.randn(size.pairs, tokens, width)
-        for width, tokens in zip(size.widths, size.tokens, strict=True)
-    ]
+def transformer(width: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(
+        width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
 
+
+class Mean(nn.Module):
+    """(B, tokens, width) -> (B, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def training(towers: list[tuple[nn.Module, Tensor]]) -> Call:
+    """Forward and backward of towers, each with its input."""
     def call():
-        for model, x in zip(towers, inputs, strict=True):
-            F.normalize(model(x).mean(1), dim=1).sum().backward()
+        for tower, x in towers:
+            F.normalize(tower(x), dim=1).sum().backward()
 
     return call
+
+
+# How each pair of towers is made, and of how many pairs its time is taken.
+TOWERS: dict[str, tuple[Callable[[int], Call], int]] = {
+    "linear, on cached features": (linear, 4096),
+    "small convolutions": (small, 256),
+    "ViT-B/32": (transformers, 8),
+}
 
 
 def loss_of(function: Callable[..., Tensor], batch: int) -> Call:
@@ -82,7 +86,7 @@ def loss_of(function: Callable[..., Tensor], batch: int) -> Call:
 
 def milliseconds() -> dict[str, float]:
     """Of every tower's and every loss's call; one round has all of them, so they compare."""
-    calls = {size.name: towers_of(size) for size in SIZES}
+    calls = {name: build(pairs) for name, (build, pairs) in TOWERS.items()}
     for batch in (batch for batch in BATCHES if batch <= LARGEST):
         calls[f"eager {batch}"] = loss_of(baselines.eager_sigmoid_loss, batch)
         calls[f"ours {batch}"] = loss_of(tw.sigmoid_loss, batch)
@@ -96,20 +100,20 @@ def main() -> None:
     """Measures everything and prints the table."""
     found = milliseconds()
     table = Table("towers", "batch", "towers", "eager loss", "ours", "share of eager", "step")
-    for size in SIZES:
+    for name, (_, pairs) in TOWERS.items():
         for batch in BATCHES:
             measured = min(batch, LARGEST)
             square = (batch / measured) ** 2
-            towers = found[size.name] / size.pairs * batch
-            eager, ours = (found[f"{name} {measured}"] * square for name in ("eager", "ours"))
+            towers = found[name] / pairs * batch
+            eager, ours = (found[f"{who} {measured}"] * square for who in ("eager", "ours"))
             table.add_row(
-                size.name, f"{batch:,}", f"{towers:,.0f} ms", f"{eager:,.0f} ms", f"{ours:,.0f} ms",
+                name, f"{batch:,}", f"{towers:,.0f} ms", f"{eager:,.0f} ms", f"{ours:,.0f} ms",
                 f"{eager / (towers + eager):.1%}", f"{(towers + eager) / (towers + ours):.2f}x",
             )  # fmt: skip
-    name, threads = report.machine("cpu")
+    machine, threads = report.machine("cpu")
     console = Console(width=110)
     console.print(table)
-    console.print(f"{name}, {threads} threads; losses above {LARGEST:,} pairs are scaled")
+    console.print(f"{machine}, threads: {threads}; losses above {LARGEST:,} pairs are scaled")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Every Python snippet of the README and the docs runs."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import tilewise as tw
+from docs.figures import hero, house
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,3 +31,21 @@ def test_snippet_runs(code):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_names_everything_that_is_public():
+    listed = (ROOT / "README.md").read_text().partition("## Everything there is")[2]
+    own = [f for f in vars(tw.evaluation).values() if inspect.getmodule(f) is tw.evaluation]
+    functions = {f.__name__ for f in own if inspect.isfunction(f) and f.__name__[0] != "_"}
+    names = {*tw.__all__, *tw.nn.__all__, *functions} - {"nn"}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", listed)] == []
+
+
+@pytest.mark.parametrize("figure", [hero, house], ids=lambda figure: figure.PATH.stem)
+def test_drawings_are_what_their_scripts_draw(figure, tmp_path):
+    """The words in them, that is: they name files, and quote benchmarks/results."""
+    drawn, committed = (
+        re.findall(r"<text[^>]*>(.*?)</text>", path.read_text())
+        for path in (figure.main(tmp_path / "drawn.svg"), figure.PATH)
+    )
+    assert drawn == committed and len(drawn) > 10
