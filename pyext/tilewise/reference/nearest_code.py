@@ -86,8 +86,8 @@ def _distance(x: Tensor, codes: Tensor, metric: str) -> Tensor:
 def _sqrt(x: Tensor) -> Tensor:
     """The square root, correctly rounded: torch's own on CPU may be the float next to it (MKL)."""
     root = x.sqrt()
-    if x.device.type != "cpu":
-        return root
+    if x.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
+        return root  # inside a torch.func transform numpy sees no values
     exact = torch.from_numpy(np.sqrt(x.detach().numpy()))
     return torch.where(root == exact, root, root + (exact - root).detach())
 

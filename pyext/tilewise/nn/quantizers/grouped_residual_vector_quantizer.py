@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn.quantizers._base import Quantizer, refuse_options
+from tilewise.nn.quantizers._base import Quantizer, code_indices, refuse_options
 from tilewise.nn.quantizers.residual_vector_quantizer import CALL_OPTIONS, ResidualVectorQuantizer
 from tilewise.ops import _arguments
 
@@ -121,6 +121,7 @@ class GroupedResidualVectorQuantizer(Quantizer):
         return list(self.rvqs)  # type: ignore[arg-type]
 
     def _by_group(self, indices: Tensor) -> Tensor:
+        indices = code_indices(indices, max(self._groups()[0].codebook_sizes))
         if len(indices) != self.groups:
             raise ValueError(
                 f"indices: expected {self.groups} groups first, got {tuple(indices.shape)}"
