@@ -73,6 +73,10 @@ format: build  ## let clang-format and ruff mend what they can
 	$(PY) -m ruff check --fix .
 	.venv/bin/clang-format -i $$(git ls-files csrc)
 
+docs: build  ## draw the pages' pictures anew; run their snippets and follow their links
+	$(PY) -m docs.figures.draw
+	$(PY) -m pytest tests/tools/test_readme.py
+
 wheel: build  ## a wheel for this Python and torch, in dist/
 	$(PY) -m pip wheel -qq --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
 
