@@ -185,3 +185,20 @@ def test_frozen_codes_stay(make, settings, where):
     if learned:  # what is left of the loss is the commitment
         both = make(**settings)(rows(50, 16))[2]
         torch.testing.assert_close(2 * loss, both)
+
+
+# In a graph
+
+
+def test_a_graph_decides_by_the_buffer():
+    """It was made while k-means was still to come; then trained codes are copied in."""
+    torch._dynamo.reset()
+    source, target = trained(quantizer), quantizer(**KMEANS)
+    compiled = torch.compile(target, fullgraph=True, backend="aot_eager")
+    compiled(torch.full((300, 16), torch.nan))
+    assert target._codebook.needs_init
+    copy_buffers(source, target)
+    x = rows(300, 16, seed=7) + 5
+    for _ in range(2):  # with k-means, whose result is thrown away, and without
+        source(x), compiled(x)
+        assert_same_state(source, target)

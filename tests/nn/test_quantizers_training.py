@@ -62,9 +62,11 @@ def test_half_precision_input_of_a_float32_module(name):
     module, x = MAKE[name](), rows(2, 5, 16).bfloat16()
     quantized, loss, grad = train(module, x)
     assert quantized.dtype == grad.dtype == torch.bfloat16 and loss.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         index = module(x)[1]
         assert module.get_output_from_indices(index).shape == x.shape
+        quantized, loss, grad = train(module, x.float())
+    assert quantized.dtype == grad.dtype == loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])

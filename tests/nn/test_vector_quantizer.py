@@ -310,14 +310,6 @@ def test_half_precision_keeps_the_codes(dtype, learnable):
     assert module.double().codebook.dtype == torch.float64
 
 
-def test_autocast():
-    module = quantizer(codebook_dim=8)
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        (q, _, loss), grad = step(module, rows(20, 16))
-    assert q.dtype == grad.dtype == loss.dtype == torch.float32
-    assert module.codebook.dtype == torch.float32
-
-
 @pytest.mark.parametrize("settings", [
     dict(kmeans_init=True, threshold_ema_dead_code=2),
     dict(HEADS, separate_codebook_per_head=True, use_cosine_sim=True, threshold_ema_dead_code=2),
@@ -346,16 +338,19 @@ def test_compiles_into_one_graph(settings):
     torch._dynamo.reset()
     eager, module = quantizer(**settings), quantizer(**settings)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for size in (6, 6, 5):
+    for number, size in enumerate((6, 6, 5)):
         shape = (size, 16, 3, 3) if "accept_image_fmap" in settings else (size, 9, 16)
         x, results = rows(*shape, seed=size), []
+        if settings.get("kmeans_init") and number == 0:
+            x *= torch.inf  # k-means waits, in the graph too
         for one in (eager, compiled):
             torch.manual_seed(size)
             results.append(step(one, x))
         (ours, grad), (theirs, their_grad) = results
-        torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(grad, their_grad)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+        torch.testing.assert_close(grad, their_grad, equal_nan=True)
         assert_same_state(module, eager)
+    assert not module._codebook.needs_init
     with torch.no_grad():
         torch.testing.assert_close(compiled.eval()(x), eager.eval()(x))
 
@@ -381,7 +376,6 @@ def test_memory_grows_with_rows_not_with_rows_times_codes():
     (dict(codebook_size=0), ValueError, "codebook_size: expected at least 1, got 0"),
     (dict(ema_update=True, learnable_codebook=True), ValueError, "ema_update"),
     (dict(accept_image_fmap=True, accept_3d_fmap=True), ValueError, "accept_3d_fmap"),
-    (dict(affine_param=True), TypeError, "affine_param"),
 ])
 def test_bad_arguments(arguments, error, text):
     with pytest.raises(error, match=text):
