@@ -30,7 +30,7 @@ from tilewise.nn.quantizers._sampling import systematic_sample
 
 @pytest.mark.parametrize("settings", [
     dict(),
-    dict(rotation_trick=False),
+    dict(rotation_trick=False, decay=0.5, eps=0.1),
     dict(use_cosine_sim=True),
     dict(use_cosine_sim=True, rotation_trick=False, decay=0.99, eps=1e-3),
     dict(HEADS, commitment_weight=0.25),
@@ -91,6 +91,8 @@ def test_kmeans_equals_lucidrains(cosine, monkeypatch):
     means, bins = peer.kmeans(x[None], 12, 5, cosine, sample_fn=lambda *_: start)
     assert torch.equal(ours._codebook.cluster_size, bins.clamp(min=1).float())
     torch.testing.assert_close(ours._codebook.embed, means, rtol=1e-4, atol=1e-5)
+    sums = means * bins.clamp(min=1).unsqueeze(-1)
+    torch.testing.assert_close(ours._codebook.embed_avg, sums, rtol=1e-4, atol=1e-4)
 
 
 # Gradients
