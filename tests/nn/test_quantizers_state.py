@@ -202,3 +202,31 @@ def test_a_graph_decides_by_the_buffer():
     for _ in range(2):  # with k-means, whose result is thrown away, and without
         source(x), compiled(x)
         assert_same_state(source, target)
+
+
+# Temperatures
+
+
+@pytest.mark.parametrize("tau", [0.3, tw.nn.CosineSchedule(steps=10)], ids=["constant", "schedule"])
+@pytest.mark.parametrize("learnable_tau", [False, True])
+def test_modules_from_meta_have_a_temperature(tau, learnable_tau):
+    """A strict load of taming's keys, which have no temperature, leaves nothing uninitialised."""
+    if learnable_tau and not isinstance(tau, float):
+        tau = 0.7
+    settings = dict(dim=4, codebook_size=8, tau=tau, learnable_tau=learnable_tau)
+    state = tw.nn.GumbelQuantizer(**settings).state_dict()
+    with torch.device("meta"):
+        module = tw.nn.GumbelQuantizer(**settings)
+    module.to_empty(device="cpu").load_state_dict(
+        {key: x for key, x in state.items() if not key.startswith("temperature")}
+    )
+    assert module.tau == tw.nn.GumbelQuantizer(**settings).tau
+
+
+def test_a_schedule_goes_on_from_a_copied_step():
+    schedule = tw.nn.LinearSchedule(1.0, 0.0, steps=100)
+    source, target = (tw.nn.GumbelQuantizer(4, 8, tau=schedule) for _ in range(2))
+    source.step(40)
+    copy_buffers(source, target)
+    target.step()
+    assert target.tau == torch.tensor(schedule(41)) and target.temperature.step_count == 41

@@ -36,16 +36,16 @@ class Temperature(nn.Module):
             raise TypeError(f"tau: expected a float or a schedule, got {type(tau).__name__}")
         if learnable_tau and self.schedule is not None:
             raise ValueError("learnable_tau: expected False beside a schedule, got True")
-        self._count = 0  # what `step_count` says, where no GPU has to be asked
-        first = self._scheduled() if self.schedule is not None else checked(tau)
-        if learnable_tau and first == 0:
+        self._first = checked(float(self.schedule(0)) if self.schedule is not None else tau)
+        if learnable_tau and self._first == 0:
             raise ValueError("tau: expected more than 0 to learn from, got 0")
-        value = torch.tensor(first, dtype=torch.float32)
+        value = torch.tensor(float(self._first), dtype=torch.float32)
         self.log_tau = nn.Parameter(value.log()) if learnable_tau else None
         if not learnable_tau:
             self.register_buffer("tau", value)
         if self.schedule is not None:
             self.register_buffer("step_count", torch.tensor(0))
+            self._remember(0)
 
     def value(self) -> Tensor:
         """() float32: a copy, because `step` may write before the backward pass reads."""
@@ -63,27 +63,47 @@ class Temperature(nn.Module):
         """Takes the value that the schedule has after one more step, or after `count` steps."""
         if self.schedule is None:
             raise RuntimeError("step: expected tau to be a schedule, got a constant or a parameter")
-        self._count = self._count + 1 if count is None else integer("count", count, least=0)
-        self.tau.fill_(self._scheduled())
-        self.step_count.fill_(self._count)
+        count = self._steps() + 1 if count is None else integer("count", count, least=0)
+        self.tau.fill_(checked(float(self.schedule(count))))
+        self.step_count.fill_(count)
+        self._remember(count)
 
-    def _scheduled(self) -> float:
-        assert self.schedule is not None
-        return checked(float(self.schedule(self._count)))
+    def _steps(self) -> int:
+        """What `step_count` says; only if someone else wrote it is a GPU asked, and waited for."""
+        tensor, version, count = self._known
+        if tensor is self.step_count and version == _version(tensor):
+            return count
+        return int(self.step_count)
+
+    def _remember(self, count: int) -> None:
+        self._known = self.step_count, _version(self.step_count), count
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(without_halving(fn), recurse)
+        empty = next(iter(self.state_dict().values())).is_meta
+        super()._apply(without_halving(fn), recurse)
+        if empty:  # and a state dict of others will not fill it
+            self._begin()
+        return self
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        self.set(self._first)
+        if self.schedule is not None:
+            self.step_count.zero_()
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         already = len(missing)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         del missing[already:]
-        if self.schedule is not None and not self.step_count.is_meta:
-            self._count = int(self.step_count)
 
     def extra_repr(self) -> str:
         kind = "learnable" if self.log_tau is not None else self.schedule or "constant"
         return str(kind)
+
+
+def _version(x: Tensor) -> int | None:
+    """How often it was written to."""
+    return None if x.is_inference() else x._version
 
 
 class HasTemperature(nn.Module):
