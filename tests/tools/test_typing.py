@@ -31,3 +31,7 @@ def test_results_of_modules() -> None:
         assert_type(quantized, Tensor)
         assert_type(indices, Tensor)
         assert_type(losses, Tensor)
+    quantized, index, penalty = tw.nn.VectorQuantizer(dim=4, codebook_size=8)(FEATURES[None])
+    assert_type(quantized, Tensor)
+    assert_type(index, Tensor)
+    assert_type(penalty, Tensor)
