@@ -35,8 +35,11 @@ def run_all(mutants: list[Mutant], folder: Path) -> list[tuple[str, list[str]]]:
         jobs.put(i)
 
     def work(copy: Copy) -> None:
-        while not jobs.empty():
-            i = jobs.get()
+        while True:
+            try:
+                i = jobs.get_nowait()
+            except queue.Empty:
+                return copy.end()
             begin = time.perf_counter()
             results[i] = run(copy, mutants[i])
             seconds = time.perf_counter() - begin
@@ -66,7 +69,9 @@ def main(words: list[str]) -> int:
         results = run_all(tested, Path(folder))
         # What found a fault must not fail without it.
         killers = sorted({n for ended, names in results if ended == "killed" for n in names})
-        ended, names = Copy(Path(folder) / "clean").test(killers) if killers else ("passed", [])
+        clean = Copy(Path(folder) / "clean")
+        ended, names = clean.test(killers) if killers else ("passed", [])
+        clean.end()
     print()
     bad = 0
     for mutant, (ended_as, output) in zip(tested, results, strict=True):

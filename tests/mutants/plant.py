@@ -5,15 +5,17 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.mutants import ROOT, Mutant
 
 LIMIT = 300  # seconds, for the tests of one fault
-ENDED = {0: "passed", 1: "failed", 124: "took too long"}
+ENDED = {0: "passed", 1: "failed", -signal.SIGKILL: "took too long"}
 
 
 class Copy:
@@ -37,6 +39,19 @@ class Copy:
         self.library = folder / library.relative_to(ROOT)
         for path in (self.built, self.library):
             shutil.copy2(library, path)
+        self.server = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        # No byte code: that of a file of the same size and second would be taken for this one's.
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(self.folder / ".hypothesis"),
+        }
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/mutants/server.py")], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
 
     @contextlib.contextmanager
     def planted(self, mutant: Mutant) -> Iterator[None]:
@@ -54,30 +69,28 @@ class Copy:
 
     def test(self, tests: list[str]) -> tuple[str, list[str]]:
         """How the tests ended, stopping at the first that fails, and which failed."""
-        cache = self.folder / ".failed"
+        cache, output = self.folder / ".failed", self.folder / "output"
         shutil.rmtree(cache, ignore_errors=True)
-        (self.folder / "wanted").write_text("\n".join(tests))
-        command = [
-            sys.executable, "-m", "pytest", "-q", "-x", "--durations=0", "--timeout=240",
-            "-o", f"cache_dir={cache}", "@wanted",
+        words = [
+            "-q", "-x", "--timeout=240", "-m", "not alone", "-o", f"cache_dir={cache}", *tests
         ]
-        # No byte code: that of a file of the same size and second would be taken for this one's.
-        environment = {
-            **os.environ, "PYTHONPATH": str(self.folder / "pyext"), "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": str(cache),
-        }
-        try:
-            run = subprocess.run(
-                command, cwd=self.folder, env=environment, timeout=LIMIT, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-        except subprocess.TimeoutExpired:
-            return ENDED[124], []
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(json.dumps([str(self.folder), str(output), words]) + "\n")
+        self.server.stdin.flush()
+        process = int(self.server.stdout.readline())
+        limit = threading.Timer(LIMIT, os.killpg, [process, signal.SIGKILL])
+        limit.start()
+        status = int(self.server.stdout.readline())
+        limit.cancel()
         failed = cache / "v/cache/lastfailed"
         names = list(json.loads(failed.read_text())) if failed.is_file() else []
-        if run.returncode not in ENDED or (run.returncode == 1 and not names):
-            return "error", [run.stdout[-2000:]]
-        return ENDED[run.returncode], names
+        if status not in ENDED or (status == 1 and not names):
+            return "error", [output.read_text()[-2000:]]
+        return ENDED[status], names
+
+    def end(self) -> None:
+        """Ends its process."""
+        self.server.communicate()
 
     def build(self, mutant: Mutant) -> str | None:
         """Compiles what the fault is in, for this CPU alone; returns why it does not compile."""
