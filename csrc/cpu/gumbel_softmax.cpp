@@ -123,8 +123,10 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
     std::vector<float> maxima(blocks(shape));
     const auto differentiate = [&](const GumbelRows& part, int64_t row, const void* g,
                                    const void* y, void* d_x) {
+      GumbelRows scaled = part;
+      if (t == 0) scaled.inverse_tau = 0;  // the limit is constant, even where a tie shares y
       TILEWISE_DISPATCH(softmax_gradient)
-      (part, g, y, d_x, need_tau ? d_tau.data() + row : nullptr);
+      (scaled, g, y, d_x, need_tau ? d_tau.data() + row : nullptr);
     };
     if (!hard) {
       differentiate(rows, piece.first, piece.data[0], piece.data[1], piece.data[2]);

@@ -40,6 +40,14 @@ def test_hard_is_the_formula(settings, tiles):
     assert_same_step(quantizer(**settings), rows(5, 7, 16), exact, seed=3, row_offset=11)
 
 
+def test_ties_at_tau_0_have_no_gradient():
+    """Logits so large that float32 swallows the noise: the one-hot vector is still constant."""
+    module = tw.nn.GumbelQuantizer(4, 3, tau=0.0)
+    torch.nn.init.constant_(module.proj.weight, 1e9)
+    _, gradients = step(module, module, torch.ones(1, 2, 4))
+    assert all(g.isfinite().all() for g in gradients) and (gradients[0] == 0).all()
+
+
 @pytest.mark.parametrize("settings", [
     dict(), dict(kl_weight=0.0), dict(tau=0.7, learnable_tau=True),
 ], ids=str)
