@@ -176,7 +176,7 @@ def run_ninja(folder: Path, verbose: bool):
     if process.returncode:
         print("\n".join(output), file=sys.stderr)
         errors = [line for line in output if "error:" in line or "not found" in line]
-        raise BuildError((errors or output or ["ninja failed"])[0][:300])
+        raise BuildError((errors or output[-1:] or ["ninja failed"])[0][:300])
 
 
 def show_progress(before: int, now: int, of: int) -> int:
@@ -228,7 +228,9 @@ class BuildExtension(build_ext):
                              "TILEWISE_REQUIRE_EXTENSION=0 goes on without it")
         print(f"warning: tilewise's C++ extension was not built: {failure}; "
               "the PyTorch reference will serve instead", file=sys.stderr)
-        self.distribution.metadata.install_requires = [ANY_TORCH, "numpy"]
+        self.distribution.install_requires = [ANY_TORCH, "numpy"]
+        self.distribution.metadata.install_requires = self.distribution.install_requires
+        self.distribution.have_run.pop("egg_info", None)  # it wrote them before the build
         wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
         if wheel:
             wheel.dist_info_dir = None  # written before the build, for a wheel with the extension

@@ -46,9 +46,12 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def package(kind: str, source: Path, target: Path, **environment):
+def package(kind: str, source: Path, target: Path, prepared: bool = False, **environment):
     """Has setuptools' backend make a wheel or sdist of `source`, as pip and build do."""
-    code = f"import setuptools.build_meta as b; b.build_{kind}({str(target)!r})"
+    code = f"import setuptools.build_meta as b; to = {str(target)!r}\n"
+    if prepared:
+        code += "made = f'{to}/' + b.prepare_metadata_for_build_wheel(to)\n"
+    code += f"b.build_{kind}(to{', None, made' if prepared else ''})"
     environment = {**os.environ, **environment}
     environment.pop("TILEWISE_REQUIRE_EXTENSION", None)  # which make sets
     command = [sys.executable, "-c", code]
@@ -104,14 +107,16 @@ def test_wheel_contains_every_module_and_requires_its_torch(sdist, setup, tmp_pa
     assert record["torch"] == setup.torch_version() and record["failure"] is None
 
 
-def test_without_a_compiler_the_package_says_so(sdist, tmp_path):
-    result = package("wheel", sdist, tmp_path, CXX="/nonexistent/c++")
+def test_where_compiling_fails_the_package_says_so(sdist, tmp_path):
+    """Also in the metadata, which pip asks for before the build."""
+    compiler = script(tmp_path / "c++", "#!/bin/sh\necho 'x.cpp:1: error: bad'; exit 1\n")
+    result = package("wheel", sdist, tmp_path, prepared=True, CXX=compiler)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("extension was not built: /nonexistent/c++: not found") == 1
+    assert result.stderr.count("extension was not built: x.cpp:1: error: bad") == 1
     names, metadata, record = wheel_of(tmp_path)
     assert not any(name.endswith(".so") for name in names)
     assert "\nRequires-Dist: torch>=2.9\n" in metadata
-    assert record["failure"].startswith("/nonexistent/c++: not found")
+    assert record["failure"] == "x.cpp:1: error: bad"
 
 
 def test_missing_sources_are_an_error(setup, tmp_path, monkeypatch):
