@@ -95,19 +95,28 @@ def test_default_dtype(default, settings):
 
 
 @every_quantizer
-def test_results_may_be_changed_in_place(name):
+@pytest.mark.parametrize("n", [3, 70])  # fewer and more rows than codes
+def test_results_may_be_changed_in_place(name, n):
     """A decoder begins with ReLU(inplace=True); indices get an offset beside other tokens."""
     results = []
     for inplace in (True, False):
-        module, x = MAKE[name](), rows(2, 20, 16).requires_grad_()
+        module, x = MAKE[name](), rows(2, n, 16).requires_grad_()
         torch.manual_seed(1)
-        quantized, index, loss, *_ = module(x * 1.0)
+        quantized, index, loss, *_ = module(x * 1.0, rows(2, n) > -1)
         hidden = F.relu(quantized, inplace=inplace)
         index.add_(7 * inplace)
-        ((hidden * rows(2, 20, 16, seed=9)).sum() + loss.sum()).backward()
+        ((hidden * rows(2, n, 16, seed=9)).sum() + loss.sum()).backward()
         results.append([x.grad, *(p.grad for p in module.parameters())])
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_results_are_not_copied_for_the_backward_pass():
+    module, x = quantizer(), rows(70, 16).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        quantized = module(x)[0]
+    assert quantized.data_ptr() in {t.data_ptr() for t in saved}
 
 
 # torch.func

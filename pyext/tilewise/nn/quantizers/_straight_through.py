@@ -55,21 +55,29 @@ def straight_through(
 class StraightThrough(torch.autograd.Function):
     """`straight_through` in as few passes as PyTorch allows.
 
-    The backward pass needs `quantized`, which who changes it in place must therefore copy.
+    The backward pass needs `quantized`, into which a decoder may have written by then (it begins
+    with ReLU(inplace=True)). A copy for all would cost a tenth of a step. So an alias is saved
+    that autograd does not watch; where it was written to, it is gathered again, from the codes as
+    they were.
     """
 
     @staticmethod
     def forward(ctx, rows, table, index, mean_error, elements, keep, weights, rotate):
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.rotate, ctx.num_codes = weights, rotate, len(table)
-        quantized = gather(table, index, keep is not None).to(rows.dtype)
-        ctx.save_for_backward(rows, quantized, index, keep, 2 / elements)
+        quantized = gather(table, index, keep is not None).to(rows.dtype)  # version 0
+        ctx.written = saved = codes = None
+        if any(ctx.needs_input_grad[:2]):
+            ctx.written, saved, codes = _watched(quantized, table)
+        ctx.save_for_backward(rows, saved, codes, index, keep, 2 / elements)
         return quantized, mean_error * (weights.commitment + weights.codebook)
 
     @staticmethod
     def backward(ctx, grad, grad_loss):
         refuse_second_derivative()
-        rows, quantized, index, keep, scale = ctx.saved_tensors
+        rows, quantized, codes, index, keep, scale = ctx.saved_tensors
+        if ctx.written is not None and ctx.written._version > 0:
+            quantized = gather(codes, index, keep is not None).to(rows.dtype)
         need_rows, need_table, *_ = ctx.needs_input_grad
         wide = torch.promote_types(rows.dtype, torch.float32)
         x, q = rows.to(wide), quantized.to(wide)
@@ -94,6 +102,20 @@ class StraightThrough(torch.autograd.Function):
                 d_rows = d_rows.to(rows.dtype)
                 d_rows = d_rows if keep is None else d_rows.masked_fill(~keep, 0.0)
         return d_rows, d_table, None, None, None, None, None, None
+
+
+def _watched(quantized: Tensor, table: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """What tells that quantized (M, D) was written to, what to save of it, and a copy of the codes.
+
+    The first is an empty tensor with the version counter of quantized, 0 now. It holds no memory,
+    so saved tensors are freed, or offloaded, as ever. A graph gets a copy, which costs it little,
+    and so do batches of fewer rows than there are codes.
+    """
+    if torch.compiler.is_compiling() or len(table) > len(quantized):
+        return None, quantized.clone(), None
+    counter = quantized.detach()
+    counter.data = quantized.new_empty(0)
+    return counter, quantized.data, table.clone()
 
 
 def _differentiable(

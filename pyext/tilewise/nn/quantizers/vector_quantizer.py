@@ -261,8 +261,6 @@ class VectorQuantizer(Quantizer):
         chosen = self.choose(rows, keep, self.freezes(freeze_codebook))
 
         quantized = project(self.project_out, chosen.quantized.view(inner.shape))
-        if quantized.requires_grad and not self.has_projections:
-            quantized = quantized.clone()  # the backward pass needs ours, a decoder may write
         quantized = self._give(quantized, x, mask, not self.return_zeros_for_masked_padding)
         shape = x.shape[:-1] if self.heads == 1 else (*x.shape[:-1], self.heads)
         index = self._codebook.local_index(chosen.flat_index).view(shape)
