@@ -2,39 +2,14 @@
 
 The big matrix (logits, distances, one-hots, noise) is computed tile by tile, used, and never
 stored. Every op has the same name in every backend: `tilewise.ops` (what you call),
-`tilewise.reference` (plain PyTorch), the C++ extension.
+`tilewise.reference` (plain PyTorch), the C++ extension, `tilewise.kernels` (Triton).
 """
 
-from tilewise import evaluation, nn, reference
-from tilewise._backend import backend, backends
-from tilewise.ops import (
-    clip_loss,
-    code_sums,
-    gaussian_sample,
-    gumbel_argmax,
-    gumbel_softmax,
-    hard_negatives,
-    itc_loss,
-    nearest_code,
-    prepare_codebook,
-    sigmoid_loss,
-)
+from tilewise import evaluation as evaluation
+from tilewise import nn as nn
+from tilewise import reference as reference
+from tilewise._backend import backend as backend
+from tilewise._backend import backends as backends
+from tilewise.ops import *  # noqa: F403  # each function that it names
 
 __version__ = "0.1.0"
-__all__ = [
-    "backend",
-    "backends",
-    "clip_loss",
-    "code_sums",
-    "evaluation",
-    "gaussian_sample",
-    "gumbel_argmax",
-    "gumbel_softmax",
-    "hard_negatives",
-    "itc_loss",
-    "nearest_code",
-    "nn",
-    "prepare_codebook",
-    "reference",
-    "sigmoid_loss",
-]

@@ -6,18 +6,17 @@ variable would not allow. It holds for the whole process, not for one thread.
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPS = (
-    "clip_loss", "code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
-    "hard_negatives", "itc_loss", "nearest_code", "sigmoid_loss",
-)
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
 _has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import
@@ -59,10 +58,28 @@ def choose(device: torch.device, *dtypes: torch.dtype) -> str:
     return "reference"
 
 
+def operator(name: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., Any] | None:
+    """The dispatcher's operator that serves a call of op `name`; None: the reference does.
+
+    Raises:
+        RuntimeError: inside a torch.func transform, which a registered formula does not pass on.
+    """
+    chosen = choose(device, *dtypes)
+    if chosen == "reference":
+        return None
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+        raise RuntimeError(
+            f"tilewise.{name} does not support torch.func transforms (grad, vmap, jvp); "
+            "call it under `with tilewise.backend('reference'):`"
+        )
+    library = torch.ops.tilewise_triton if chosen == "triton" else torch.ops.tilewise
+    return getattr(library, name)
+
+
 def _warn_once(message: str) -> None:
     if message not in _warned and not torch.compiler.is_compiling():
         _warned.add(message)
-        warnings.warn(f"tilewise: {message}", stacklevel=4)
+        warnings.warn(f"tilewise: {message}", stacklevel=5)
 
 
 @contextlib.contextmanager
@@ -93,6 +110,12 @@ def backend(name: str):
         _forced = previous
 
 
+def ops() -> list[str]:
+    """The names of all ops: each is a function of the reference."""
+    reference = importlib.import_module("tilewise.reference")
+    return sorted(n for n, f in vars(reference).items() if inspect.isfunction(f) and n[0] != "_")
+
+
 def backends() -> None:
     """Prints which backend serves which op on this machine, and why the others do not."""
     devices = [torch.device("cpu")]
@@ -101,7 +124,7 @@ def backends() -> None:
     info = _extension.build_info()
     built = f"built for torch {info['torch']}, using {info['cpu_capability']}" if info else "absent"
     print(f"backend: {_forced}   C++ extension: {built}")
-    for op in OPS:
+    for op in ops():
         for device in devices:
             for name in NAMES[1:]:
                 print(f"  {op:16s} {device.type:5s} {name:10s} {why_not(name, device) or 'ready'}")

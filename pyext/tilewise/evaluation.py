@@ -48,7 +48,9 @@ def retrieval_recall(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
-    _arguments.check_features(image_features=image_features, text_features=text_features)
+    image_features, text_features = _arguments.features(
+        image_features=image_features, text_features=text_features
+    )
     images, texts = len(image_features), len(text_features)
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, images, texts, image_features.device
@@ -107,7 +109,9 @@ def zero_shot_accuracy(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
     """
-    _arguments.check_features(image_features=image_features, classifier=classifier)
+    image_features, classifier = _arguments.features(
+        image_features=image_features, classifier=classifier
+    )
     _arguments.check_ids("labels", labels, len(image_features), image_features.device)
     classes = torch.arange(len(classifier), device=labels.device)
     ks = _cutoffs(k)

@@ -14,7 +14,7 @@ from tests.triton_tools.checker import MemoryFault, checked
 from tilewise.kernels import _common, _contrast
 from tilewise.kernels import hard_negatives as kernels
 from tilewise.reference import _philox
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

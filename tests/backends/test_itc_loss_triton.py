@@ -17,7 +17,7 @@ from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
 from tests.triton_tools.checker import MemoryFault, checked
 from tilewise.kernels import _common, _contrast
 from tilewise.kernels import itc_loss as kernels
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
 
 HALVES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALVES]

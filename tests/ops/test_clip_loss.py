@@ -10,7 +10,7 @@ import tilewise as tw
 from benchmarks.baselines import eager_clip_loss
 from tests.common.budget import assert_within_budget
 from tests.common.contrastive_cases import CASES, DEVICE, Case, duplicated, ids, related
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
 
 BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -5,24 +5,12 @@ import torch
 
 import tilewise as tw
 from benchmarks.harness.measure import peak_bytes
-from tests.common.contrastive_cases import Case, ids, related
+from tests.common.contrastive_cases import Case, related
 from tests.ops.test_clip_loss import check
-
-X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
-VALID = dict(image_features=X, text_features=Y, logit_scale=1.0)
 
 
 def features(b=20, n=20, d=8, dtype=torch.float32):
     return [x.requires_grad_() for x in Case("f", related(b, n, d)).features(dtype)]
-
-
-@pytest.mark.parametrize("matches", [(1, None, None), (None, *ids(6, 7, 3))], ids=["offset", "ids"])
-def test_opcheck(matches):
-    scale = torch.tensor([5.0], requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.tilewise.clip_loss.default,
-        (*features(6, 7, 4), scale, *matches, 0.1, True, True, True),
-    )
 
 
 @pytest.mark.parametrize("flags", [(False, True, False), (True, False, True), (False,) * 3])
@@ -48,17 +36,6 @@ def test_compiled_training_step(compiler):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_autocast_casts_the_features_only():
-    image, text = features()
-    scale = torch.tensor(10.037, requires_grad=True)  # not a bfloat16 number
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tw.clip_loss(image, text, scale)
-    by_hand = tw.clip_loss(image.bfloat16(), text.bfloat16(), scale)
-    assert loss.dtype == torch.float32 and torch.equal(loss, by_hand)
-    loss.backward()
-    assert image.grad.dtype == scale.grad.dtype == torch.float32
-
-
 def test_second_derivatives_only_in_the_reference():
     image, text = features(dtype=torch.float64)
     gradient, = torch.autograd.grad(tw.clip_loss(image, text, 10.0), image, create_graph=True)
@@ -69,21 +46,6 @@ def test_second_derivatives_only_in_the_reference():
     gradient.square().sum().backward()
     with pytest.raises(RuntimeError, match="torch.func"):
         torch.func.grad(lambda x: tw.clip_loss(x, text.detach(), 1.0))(image.detach())
-
-
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(image_features=X[0]), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
-    (dict(text_features=Y.double()), TypeError, r"text_features.*float32.*float64"),
-    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    (dict(positives=1.5), TypeError, r"positives.*float"),
-    (dict(positives=(torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
-    (dict(label_smoothing=1.5), ValueError, r"label_smoothing.*1\.5"),
-    (dict(label_smoothing="a"), TypeError, r"label_smoothing.*str"),
-])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_bad_arguments_are_named(backend, arguments, error, message):
-    with tw.backend(backend), pytest.raises(error, match=message):
-        tw.clip_loss(**{**VALID, **arguments})
 
 
 def test_thread_counts_give_the_same_bits(threads):

@@ -5,8 +5,7 @@ import torch
 
 import tilewise as tw
 from tests.common import random_cases as cases
-from tests.common.contrastive_cases import DEVICE
-from tests.common.random_cases import KERNELS, NAN, OPERATORS, backends, kernels, masked, normal
+from tests.common.random_cases import KERNELS, NAN, backends, kernels, masked, normal
 
 backend = pytest.fixture(cases.serve)
 
@@ -109,22 +108,6 @@ def test_gradient_is_the_same_where_it_will_be_differentiated(backend, hard):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 
 
-@kernels
-@pytest.mark.parametrize("hard", [False, True])
-def test_opcheck(backend, hard):
-    x, seed = normal(2, 3, 5).float().requires_grad_(), torch.tensor(3)
-    tau = torch.tensor(0.5, requires_grad=True)
-    op = OPERATORS[backend]
-    torch.library.opcheck(op.gumbel_softmax.default, (x, tau, seed, 2, 1, hard))
-    y, grad = x.detach(), torch.ones(2, 3, 5)
-    saved = y if hard else y.softmax(1)
-    for need_tau in (False, True):
-        torch.library.opcheck(
-            op.gumbel_softmax_backward.default,
-            (grad, saved, tau.detach(), seed, 2, 1, hard, need_tau),
-        )
-
-
 def step(x, tau, hard):
     y = tw.gumbel_softmax(2 * x, tau, hard, dim=0, seed=12)
     return (y * x.detach().cos()).sum()
@@ -159,72 +142,7 @@ def test_compiled_without_a_seed(backend):
     torch.testing.assert_close(second.sum(-1), torch.ones(4))
 
 
-@backends
-def test_autocast_changes_nothing(backend):
-    x, tau = normal(4, 33).float().requires_grad_(), torch.tensor(0.7, requires_grad=True)
-    results = []
-    for enabled in (False, True):
-        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled):
-            y = tw.gumbel_softmax(x, tau, seed=2)
-            results.append([y, *torch.autograd.grad(y.square().sum(), (x, tau))])
-    assert results[1][0].dtype == torch.float32
-    assert all(map(torch.equal, *results))
-
-
-@kernels
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_functorch_raises(backend, transform):
-    x = normal(3, 4).float()
-
-    def loss(x):
-        return tw.gumbel_softmax(x, seed=1).square().sum()
-
-    with pytest.raises(RuntimeError, match="gumbel_softmax.*torch.func"):
-        torch.func.grad(loss)(x) if transform == "grad" else torch.vmap(loss)(x[None])
-
-
-def test_functorch_through_the_reference():
-    x = normal(3, 4).float()
-    with tw.backend("reference"):
-        gradient = torch.func.grad(lambda x: tw.gumbel_softmax(x, seed=1).square().sum())(x)
-        x.requires_grad_()
-        expected, = torch.autograd.grad(tw.gumbel_softmax(x, seed=1).square().sum(), x)
-    assert torch.equal(gradient, expected)
-
-
 X = torch.zeros(3, 4)
-BAD = [
-    (dict(logits=[[0.0]]), TypeError, "logits.*list"),
-    (dict(logits=X.int()), TypeError, "logits.*int32"),
-    (dict(logits=X.cfloat()), TypeError, "logits.*complex64"),
-    (dict(logits=X.to(torch.float8_e5m2)), TypeError, "logits.*float8"),
-    (dict(tau=-0.1), ValueError, r"tau.*at least 0.*-0\.1"),
-    (dict(tau=NAN), ValueError, "tau.*at least 0.*nan"),
-    (dict(tau=torch.ones(2)), ValueError, r"tau.*one.*\(2,\)"),
-    (dict(tau=torch.tensor(1)), ValueError, "tau.*int64"),
-    (dict(tau="1"), TypeError, "tau.*str"),
-    (dict(tau=None), TypeError, "tau.*NoneType"),
-    (dict(dim=2), ValueError, r"dim.*-2 to 1.*2"),
-    (dict(dim=-3), ValueError, r"dim.*-2 to 1.*-3"),
-    (dict(dim=0.0), TypeError, "dim.*float"),
-    (dict(dim=None), TypeError, "dim.*NoneType"),
-    (dict(seed=1.5), TypeError, "seed.*float"),
-    (dict(seed=True), TypeError, "seed.*bool"),
-    (dict(seed=2**63), ValueError, "seed.*9223372036854775808"),
-    (dict(seed=-(2**63) - 1), ValueError, "seed.*-9223372036854775809"),
-    (dict(seed=torch.tensor(1.0)), TypeError, "seed.*float32"),
-    (dict(seed=torch.tensor(1, dtype=torch.int32)), TypeError, "seed.*int32"),
-    (dict(seed=torch.tensor([1, 2])), TypeError, r"seed.*\(2,\)"),
-    (dict(row_offset=0.5), TypeError, "row_offset.*float"),
-    (dict(row_offset=None), TypeError, "row_offset.*NoneType"),
-]
-
-
-@cases.exact_backends
-@pytest.mark.parametrize("arguments, error, message", BAD)
-def test_bad_arguments_are_named(backend, arguments, error, message):
-    with pytest.raises(error, match=message):
-        tw.gumbel_softmax(**{"logits": X, **arguments})
 
 
 @cases.cpu_backends

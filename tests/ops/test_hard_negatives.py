@@ -11,7 +11,7 @@ import tilewise as tw
 from tests.common.contrastive_cases import CASES, DEVICE, Case, ids, related, unrelated
 from tests.common.random_statistics import chi_square_p
 from tilewise.reference import _philox
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
 
 KERNELS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 HALVES = [torch.bfloat16, torch.float16]

@@ -10,8 +10,6 @@ from tests.common.contrastive_cases import DEVICE, Case, ids, related
 
 OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
 KERNELS = [room for room in OPERATORS if room == "triton" or DEVICE == "cpu"]
-X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
-VALID = dict(image_features=X, text_features=Y, logit_scale=1.0)
 
 
 @pytest.fixture
@@ -26,19 +24,6 @@ backends = pytest.mark.parametrize("backend", ["reference", *KERNELS], indirect=
 
 def features(b=20, n=20, d=8):
     return Case("f", related(b, n, d)).features(torch.float32)
-
-
-@kernels
-@pytest.mark.parametrize("matches", [(1, None, None), (None, *ids(6, 7, 3)), (None,) * 3],
-                         ids=["offset", "ids", "none"])
-def test_opcheck(backend, matches):
-    # Not the fourth one: see test_nearest_code.
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        OPERATORS[backend].hard_negatives.default,
-        (*features(6, 7, 4), torch.tensor([5.0]), *matches, torch.tensor(3), -2),
-        test_utils=tests,
-    )
 
 
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
@@ -76,16 +61,6 @@ def test_compiled_without_a_seed():
 
 
 @backends
-def test_autocast_casts_the_features_only(backend):
-    image, text = features(40, 30)
-    scale = torch.tensor(10.037)  # not a bfloat16 number
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        found = tw.hard_negatives(image, text, scale, seed=1)
-    by_hand = tw.hard_negatives(image.bfloat16(), text.bfloat16(), scale, seed=1)
-    assert all(map(torch.equal, found, by_hand))
-
-
-@backends
 def test_inputs_may_ask_for_gradients(backend):
     image, text = (x.requires_grad_() for x in features())
     scale = torch.tensor(10.0, requires_grad=True)
@@ -100,42 +75,6 @@ def test_scale_may_be_a_tensor(backend):
     expected = tw.hard_negatives(*features(), 10.0, seed=1)
     for scale in (torch.tensor(10.0), torch.full((1, 1), 10.0, dtype=torch.float64)):
         assert all(map(torch.equal, tw.hard_negatives(*features(), scale, seed=1), expected))
-
-
-@kernels
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_functorch_raises(backend, transform):
-    image, text = features()
-
-    def sample(image):
-        return tw.hard_negatives(image, text, 1.0, seed=1)[0].sum().float()
-
-    with pytest.raises(RuntimeError, match="hard_negatives.*torch.func"):
-        torch.func.grad(sample)(image) if transform == "grad" else torch.vmap(sample)(image[None])
-
-
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(image_features=[[0.0]]), TypeError, r"image_features.*list"),
-    (dict(image_features=X[0]), ValueError, r"image_features.*\(rows, D\).*\(4,\)"),
-    (dict(image_features=X.long()), TypeError, r"image_features.*int64"),
-    (dict(text_features=Y.double()), TypeError, r"text_features.*float32.*float64"),
-    (dict(text_features=Y[:, :3]), ValueError, r"text_features.*4.*3"),
-    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    (dict(logit_scale="1"), TypeError, r"logit_scale.*str"),
-    (dict(positives=1.5), TypeError, r"positives.*float"),
-    (dict(positives=(torch.arange(3), torch.arange(4))), ValueError, r"positives.*5 ids.*\(4,\)"),
-    (dict(positives=(torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
-    (dict(positives=(torch.arange(3),)), ValueError, r"positives.*pair.*1"),
-    (dict(seed=1.5), TypeError, r"seed.*float"),
-    (dict(seed=2**63), ValueError, r"seed.*9223372036854775808"),
-    (dict(seed=torch.tensor([1, 2])), TypeError, r"seed.*\(2,\)"),
-    (dict(row_offset="0"), TypeError, r"row_offset.*str"),
-    (dict(row_offset=2**63), ValueError, r"row_offset.*9223372036854775808"),
-])
-@backends
-def test_bad_arguments_are_named(backend, arguments, error, message):
-    with pytest.raises(error, match=message):
-        tw.hard_negatives(**{**VALID, **arguments})
 
 
 def test_repeats_and_thread_counts_give_the_same_bits(threads):

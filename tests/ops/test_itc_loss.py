@@ -21,7 +21,7 @@ from tests.common.contrastive_cases import (
     related,
     unrelated,
 )
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
 
 BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 HALVES = [torch.bfloat16, torch.float16]

@@ -3,14 +3,11 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from torch.utils.checkpoint import checkpoint
 
 import tilewise as tw
 from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import Case, ids, related
 from tests.ops.test_itc_loss import Problem
-
-X, Y, Z = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(6, 4)
 
 
 def problem(b=20, k=20, q=50, d=8, dtype=torch.float32, **options):
@@ -34,13 +31,6 @@ def operands(b, k, q, count=1, **options):
         tensors["queue"], tensors["teacher_query"], torch.tensor(0.4), matched,
         torch.full((b,), count),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [dict(), dict(q=None), dict(teacher=False)],
-                         ids=["all", "no-queue", "no-teacher"])
-def test_opcheck(options):
-    arguments = operands(**{"b": 6, "k": 7, "q": 9, **options})
-    torch.library.opcheck(torch.ops.tilewise.itc_loss.default, (*arguments, True, True))
 
 
 @pytest.mark.parametrize("teacher", [True, False])
@@ -94,19 +84,6 @@ def test_new_sizes_need_no_new_graph(with_ids):
     assert counter.frame_count == 1
 
 
-def test_autocast_casts_the_features_only():
-    tensors = problem()
-    scale = torch.tensor(10.037, requires_grad=True)  # not a bfloat16 number
-    alpha = torch.tensor(0.3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tw.itc_loss(**tensors, logit_scale=scale, alpha=alpha)
-    halves = {name: x.bfloat16() for name, x in tensors.items()}
-    by_hand, *_ = gradients(tw.itc_loss, halves, scale, alpha)
-    assert loss.dtype == torch.float32 and torch.equal(loss, by_hand)
-    loss.backward()
-    assert tensors["query"].grad.dtype == scale.grad.dtype == torch.float32
-
-
 def test_second_derivatives_only_in_the_reference():
     tensors = problem(dtype=torch.float64)
     query, keys = tensors["query"], tensors["keys"]
@@ -122,35 +99,6 @@ def test_second_derivatives_only_in_the_reference():
     gradient.square().sum().backward()
     with pytest.raises(RuntimeError, match="itc_loss.*torch.func"):
         torch.func.grad(lambda x: tw.itc_loss(x, keys, 1.0))(query.detach())
-
-
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(query=[[0.0]]), TypeError, r"query.*list"),
-    (dict(query=X[0]), ValueError, r"query.*\(rows, D\).*\(4,\)"),
-    (dict(keys=Y.double()), TypeError, r"keys.*float32.*float64"),
-    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale.*\(2,\)"),
-    (dict(logit_scale="1"), TypeError, r"logit_scale.*str"),
-    (dict(queue=Z[:, :3]), ValueError, r"queue.*4.*3"),
-    (dict(queue=Z.half()), TypeError, r"queue.*float32.*float16"),
-    (dict(teacher_query=X[0]), ValueError, r"teacher_query.*\(rows, D\)"),
-    (dict(teacher_query=X[:2]), ValueError, r"teacher_query.*3 rows.*2"),
-    (dict(alpha=1.5), ValueError, r"alpha.*1\.5"),
-    (dict(alpha=float("nan")), ValueError, r"alpha.*nan"),
-    (dict(alpha="a"), TypeError, r"alpha.*str"),
-    (dict(alpha=None), TypeError, r"alpha.*None"),
-    (dict(alpha=torch.ones(2)), ValueError, r"alpha.*\(2,\)"),
-    (dict(positives=1.5), TypeError, r"positives.*float"),
-    (dict(queue=Z, positives=(torch.arange(3), torch.arange(5))), ValueError,
-     r"positives.*11 ids.*\(5,\)"),
-    (dict(positives=(torch.arange(3), torch.ones(5))), TypeError, r"positives.*int64.*float32"),
-    (dict(keys=Y.clone().requires_grad_()), ValueError, r"keys.*detached"),
-    (dict(queue=Z.clone().requires_grad_()), ValueError, r"queue.*detached"),
-    (dict(teacher_query=X.clone().requires_grad_()), ValueError, r"teacher_query.*detached"),
-])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_bad_arguments_are_named(backend, arguments, error, message):
-    with tw.backend(backend), pytest.raises(error, match=message):
-        tw.itc_loss(**{"query": X, "keys": Y, "logit_scale": 1.0, **arguments})
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -244,35 +192,6 @@ def test_memory_is_flat_in_the_queue_and_grows_with_the_rows_alone():
     cases.append(dict(rows=512, queue=80_000, dtype="bfloat16"))
     base, long, many, half = peak_bytes_each(prepare, cases)
     assert base < 60e6 and long - base < 8e6 and many - base < 30e6 and half - base < 8e6
-
-
-LOSSES = {
-    "itc_loss": lambda x, y, scale: tw.itc_loss(x, y, scale),
-    "clip_loss": lambda x, y, scale: tw.clip_loss(x, y, scale),
-    "sigmoid_loss": lambda x, y, scale: tw.sigmoid_loss(x, y, scale, -1.0),
-}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_activation_checkpointing(name):
-    """It lets a backward pass read what was saved once."""
-    results = []
-    for run in (lambda f, *x: f(*x), lambda f, *x: checkpoint(f, *x, use_reentrant=False)):
-        tensors, scale = problem(6, 6, None), torch.full((1, 1), 5.0, requires_grad=True)
-        query, keys = tensors["query"], tensors["keys"]
-        run(LOSSES[name], query, keys, scale).backward()
-        results.append((query.grad, scale.grad))
-    for plain, saved in zip(*results, strict=True):
-        assert torch.equal(plain, saved)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_missing_features_are_named(name):
-    x = torch.zeros(3, 4)
-    with pytest.raises(TypeError, match="(keys|text_features).*NoneType"):
-        LOSSES[name](x, None, 1.0)
-    with pytest.raises(TypeError, match="(query|image_features).*NoneType"):
-        LOSSES[name](None, x, 1.0)
 
 
 def test_no_softmax_without_a_finite_logit():

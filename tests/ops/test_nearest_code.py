@@ -201,53 +201,6 @@ def test_prepared_codebook(backend):
         tw.nearest_code(x, prepared, "dot")
 
 
-X, CODES = torch.zeros(3, 4), torch.zeros(5, 4)
-
-
-@pytest.mark.parametrize("arguments, error, message", [
-    ((X.tolist(), CODES), TypeError, r"x.*list"),
-    ((X.int(), CODES), TypeError, r"x.*int32"),
-    ((X, CODES.long()), TypeError, r"codebook.*int64"),
-    ((X, CODES[0]), ValueError, r"codebook.*\(4,\)"),
-    ((X, CODES[:0]), ValueError, r"codebook.*at least one.*\(0, 4\)"),
-    ((X[:, :3], CODES), ValueError, r"x.*\(5, 4\).*\(3, 3\)"),
-    ((X, torch.zeros(2, 5, 4)), ValueError, r"x.*2 heads.*\(3, 4\)"),
-    ((X, CODES, "euclid"), ValueError, r"metric.*l2.*euclid"),
-    ((X, CODES, "l2", 6), ValueError, r"^k: .*5 codes.*6"),
-    ((X, CODES, "l2", 0), ValueError, r"^k: .*at least 1.*0"),
-    ((X, torch.zeros(50, 4), "l2", 17), ValueError, r"^k: .*16.*17"),
-    ((X, CODES, "l2", 1.5), TypeError, r"^k: .*float"),
-    ((X, CODES, "l2", None, torch.ones(3)), TypeError, r"mask.*bool.*float32"),
-    ((X, CODES, "l2", None, torch.ones(2, dtype=torch.bool)), ValueError, r"mask.*\(3,\).*\(2,\)"),
-    ((X.to("meta"), CODES), ValueError, r"codebook.*meta.*cpu"),
-])
-def test_bad_arguments_are_named(arguments, error, message):
-    for name in ("cpu", "reference"):
-        with tw.backend(name), pytest.raises(error, match=message):
-            tw.nearest_code(*arguments)
-
-
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_functorch_raises(backend, transform):
-    def distance(x):
-        return tw.nearest_code(x, CODES).distance.sum()
-
-    with pytest.raises(RuntimeError, match="torch.func"):
-        torch.func.grad(distance)(X) if transform == "grad" else torch.vmap(distance)(X[None])
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_opcheck(backend, metric):
-    x = torch.randn(2, 6, 5, requires_grad=True)
-    codebook = torch.randn(2, 9, 5, requires_grad=True)
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    op = OPERATORS[backend].nearest_code.default
-    # Its fourth test adds a float to the sum of the first output, which is one of integers here;
-    # test_compiled does what it does.
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(op, (x, codebook, metric, 2, mask, None), test_utils=tests)
-
-
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
 def test_compiled(backend, compiler):
     torch._dynamo.reset()
@@ -267,17 +220,3 @@ def test_compiled(backend, compiler):
         ]
         for ours, eager in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, eager)
-
-
-def test_autocast_changes_nothing(backend):
-    x, codebook = BY_NAME["common_offset"].tensors()
-    expected = tw.nearest_code(x, codebook)
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        assert_same(tw.nearest_code(x, codebook), expected)
-
-
-def test_inputs_are_left_alone(backend):
-    x, codebook = BY_NAME["near"].tensors()
-    copies = x.clone(), codebook.clone()
-    tw.nearest_code(x, codebook)
-    assert torch.equal(x, copies[0]) and torch.equal(codebook, copies[1])

@@ -35,8 +35,9 @@ SOURCES = [ROOT / "setup.py"] + [
 
 
 def test_public_names_are_the_ops():
-    assert OPS == sorted(_backend.OPS) == sorted(tw.reference.__all__)
-    assert set(OPS) <= set(tw.ops.__all__) & set(tw.__all__)
+    """Each folder's, by the one line that its __init__ has for it."""
+    assert OPS == _backend.ops()
+    assert all(inspect.isfunction(getattr(place, op)) for op in OPS for place in (tw.ops, tw))
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -5,6 +5,16 @@ import operator
 import torch
 from torch import Tensor
 
+from tilewise import _numbers
+from tilewise._numbers import between as check_between
+from tilewise._numbers import integer, seed
+from tilewise.reference._precision import accumulate_dtype
+
+__all__ = [
+    "autocast", "check_between", "check_floating", "check_ids", "dimension", "features", "integer",
+    "matches", "row_mask", "row_offset", "scalar", "seed",
+]
+
 NOWHERE = 2**62  # an offset beyond all columns, where a kernel's 64 bits do not overflow
 
 
@@ -16,15 +26,19 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def check_features(**features: Tensor) -> None:
-    """All must be floating (rows, D) tensors of the first one's dtype, D and device."""
+def features(**features: Tensor) -> tuple[Tensor, ...]:
+    """Floating (rows, D) tensors of one D and device, cast as autocast casts a product's operands.
+
+    After that, all must have the first one's dtype.
+    """
     for name, x in features.items():
         check_floating(name, x)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
-    first, *others = features
-    for name in others:
-        check_like(name, features[name], first, features[first])
+    first, *others = zip(features, autocast(*features.values()), strict=True)
+    for other in others:
+        check_like(*other, *first)
+    return first[1], *(x for _, x in others)
 
 
 def check_like(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -52,24 +66,7 @@ def autocast(*tensors):
 
 def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
     """A 0-d float32 tensor (float64 beside float64 features) on the features' device."""
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or not value.is_floating_point():
-            raise ValueError(
-                f"{name}: expected one floating element, got {value.dtype} {tuple(value.shape)}"
-            )
-        return value.to(features.device, dtype).reshape(())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a tensor or a float, got {type(value).__name__}")
-    return torch.full((), value, dtype=dtype, device=features.device)  # waits for no GPU
-
-
-def check_between(name: str, value: float, low: float, high: float) -> None:
-    """A number from low to high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected from {low} to {high}, got {value}")
+    return _numbers.scalar(name, value, accumulate_dtype(features), features.device)
 
 
 def matches(
@@ -110,20 +107,6 @@ def check_ids(name: str, ids: Tensor | None, count: int, device: torch.device) -
     return ids
 
 
-def integer(name: str, value: int, least: int | None = None) -> int:
-    """`value` as a Python int, at least `least`."""
-    if isinstance(value, torch.SymInt):  # while torch.compile traces
-        return value
-    try:
-        # A size that torch.compile traces passes for an int; its index would be a constant.
-        number = value if isinstance(value, int) else operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
-    if least is not None and number < least:
-        raise ValueError(f"{name}: expected at least {least}, got {number}")
-    return number
-
-
 def row_offset(value: int) -> int:
     """The number of a row of the random stream, a signed 64-bit one."""
     number = integer("row_offset", value)
@@ -143,17 +126,6 @@ def row_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name}: expected to broadcast to {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
         ) from None
-
-
-def refuse_functorch(op: str) -> None:
-    """torch.func transforms do not reach through a registered autograd formula."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            f"tilewise.{op} does not support torch.func transforms (grad, vmap, jvp); "
-            "call it under `with tilewise.backend('reference'):`"
-        )
 
 
 def dimension(name: str, value: int, x: Tensor) -> int:

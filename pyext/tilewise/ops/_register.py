@@ -12,6 +12,8 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from tilewise.reference._precision import accumulate_dtype
+
 _library = torch.library.Library("tilewise", "FRAGMENT")
 _triton_library = torch.library.Library("tilewise_triton", "FRAGMENT")
 
@@ -61,24 +63,26 @@ def define(name: str, schema: str, fake: Callable, module: str | None = None) ->
         _triton_library.impl(name, run, "CompositeExplicitAutograd")
 
 
-def register_loss(
-    name: str, schema: str, differentiable: Sequence[int], flags: Sequence[int]
-) -> None:
+def register_loss(name: str, schema: str, differentiable: Sequence[str]) -> None:
     """Registers a loss of features, its first input, whose gradients are outputs of the op.
 
     Args:
-        differentiable: positions of the inputs that gradients belong to, in the order in which the
-            op returns the gradients, after the loss.
-        flags: positions of the inputs that say whether each of these gradients is needed.
+        differentiable: the inputs that gradients belong to, in the order in which the op returns
+            the gradients, after the loss. In this order the schema's `bool need_…` say which of
+            them are needed.
     """
+    names = [a.name for a in torch._C.parse_schema(name + schema).arguments]
+    places = [names.index(x) for x in differentiable]
+    flags = [i for i, x in enumerate(names) if x.startswith("need_")]
+
     def fake(*inputs):
         features = inputs[0]
-        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         shapes = [()]
-        for i, flag in zip(differentiable, flags, strict=True):
+        for i, flag in zip(places, flags, strict=True):
             x = inputs[i]
             of_one_element = x is not None and x.dim() < 2
             shapes.append((0,) if not inputs[flag] else () if of_one_element else x.shape)
+        dtype = accumulate_dtype(features)
         return tuple(features.new_empty(shape, dtype=dtype) for shape in shapes)
 
     def setup_context(ctx, inputs, output):
@@ -87,17 +91,17 @@ def register_loss(
         ctx.set_materialize_grads(False)
         ctx.num_inputs = len(inputs)
         needed = [inputs[flag] for flag in flags]
-        ctx.positions = list(compress(differentiable, needed))
-        ctx.save_for_backward(*compress(gradients, needed), *(inputs[i] for i in ctx.positions))
+        ctx.places = list(compress(places, needed))
+        ctx.save_for_backward(*compress(gradients, needed), *(inputs[i] for i in ctx.places))
 
     def backward(ctx, grad, *_):
         result: list[Tensor | None] = [None] * ctx.num_inputs
         if grad is None:
             return tuple(result)
-        n, saved = len(ctx.positions), ctx.saved_tensors  # checkpointing lets them be read once
+        n, saved = len(ctx.places), ctx.saved_tensors  # checkpointing lets them be read once
         gradients, inputs = saved[:n], saved[n:]
         scaled = torch.ops.tilewise.scale_gradients(grad, gradients, inputs)
-        for i, value in zip(ctx.positions, scaled, strict=True):
+        for i, value in zip(ctx.places, scaled, strict=True):
             result[i] = value
         return tuple(result)
 

@@ -53,23 +53,22 @@ def clip_loss(
     Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
     ICML 2021.
     """
-    _arguments.check_features(image_features=image_features, text_features=text_features)
-    image, text = _arguments.autocast(image_features, text_features)
+    image, text = _arguments.features(
+        image_features=image_features, text_features=text_features
+    )
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
     _arguments.check_between("label_smoothing", label_smoothing, 0, 1)
 
-    backend = _backend.choose(image.device, image.dtype)
-    if backend == "reference":
+    op = _backend.operator("clip_loss", image.device, image.dtype)
+    if op is None:
         return reference.clip_loss(
             image, text, scale, positives=positives, label_smoothing=label_smoothing
         )
-    _arguments.refuse_functorch("clip_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (image, text, scale)]
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    return op.clip_loss(
+    return op(
         image, text, scale, offset, image_ids, text_ids, float(label_smoothing), *needs
     )[0]
 
@@ -80,6 +79,5 @@ register_loss(
     "Tensor? image_ids, Tensor? text_ids, float label_smoothing, "
     "bool need_image, bool need_text, bool need_scale) "
     "-> (Tensor loss, Tensor d_image, Tensor d_text, Tensor d_scale)",
-    differentiable=(0, 1, 2),
-    flags=(7, 8, 9),
+    differentiable=("image_features", "text_features", "logit_scale"),
 )

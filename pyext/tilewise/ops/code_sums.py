@@ -1,11 +1,13 @@
 """How many rows each code has, and their sum: what k-means and EMA codebooks are updated with."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import register
+from tilewise.reference._precision import accumulate_dtype
 from tilewise.reference._shapes import flat, rows
 from tilewise.reference.code_sums import CodeSums
 
@@ -19,7 +21,7 @@ def code_sums(
 
     Args:
         x: (..., D), float16, bfloat16, float32 or float64.
-        index: (...) int64, the code of each row. Rows with a negative index are left out.
+        index: (...), integers: the code of each row. Rows with a negative index are left out.
         num_codes: K.
         per_head: whether the first dimension of `x` and `index` is that of separate codebooks.
 
@@ -42,9 +44,10 @@ def code_sums(
     """
     _arguments.check_floating("x", x)
     num_codes = _arguments.integer("num_codes", num_codes, least=0)
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"index: expected an int64 tensor, got {got}")
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index: expected a tensor of integers, got {type(index).__name__}")
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"index: expected a tensor of integers, got {index.dtype}")
     if x.dim() < 1 + per_head or index.shape != x.shape[:-1]:
         raise ValueError(
             f"index: expected shape {tuple(x.shape[:-1])} for x of {tuple(x.shape)}, "
@@ -52,19 +55,18 @@ def code_sums(
         )
     if index.device != x.device:
         raise ValueError(f"index: expected on {x.device} like x, got {index.device}")
+    index = index.long()
 
-    backend = _backend.choose(x.device, x.dtype)
-    if backend == "reference":
+    op = _backend.operator("code_sums", x.device, x.dtype)
+    if op is None:
         return reference.code_sums(x, index, num_codes, per_head)
-    _arguments.refuse_functorch("code_sums")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     h = len(x) if per_head else 1
-    counts, sums = op.code_sums(rows(x, h), flat(index, h), num_codes)
+    counts, sums = op(rows(x, h), flat(index, h), num_codes)
     return CodeSums(counts, sums) if per_head else CodeSums(counts[0], sums[0])
 
 
 def _fake(x, index, num_codes):
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(x)
     h, _, d = x.shape
     return index.new_empty(h, num_codes), x.new_empty(h, num_codes, d, dtype=dtype)
 
@@ -81,9 +83,11 @@ def _backward(ctx, _, grad):
     if grad is None:
         return None, None, None
     index, = ctx.saved_tensors
+    out = (index < 0) | (index >= grad.shape[1])  # the latter on a GPU, which does not raise
+    grad = F.pad(grad, (0, 0, 0, 1))  # one more code, for these
     head = torch.arange(grad.shape[0], device=grad.device)[:, None]
-    d_x = grad[head, index.clamp(min=0)]  # (H, N, D)
-    return d_x.masked_fill((index < 0).unsqueeze(-1), 0.0).to(ctx.dtype), None, None
+    d_x = grad[head, index.masked_fill(out, grad.shape[1] - 1)]  # (H, N, D)
+    return d_x.to(ctx.dtype), None, None
 
 
 register(

@@ -8,7 +8,7 @@ from torch import Tensor
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define, register
-from tilewise.reference._philox import seed_tensor
+from tilewise.reference._precision import accumulate_dtype
 from tilewise.reference.gaussian_sample import GaussianSample
 
 
@@ -57,17 +57,15 @@ def gaussian_sample(
     _check(mean, logvar)
     low, high = _range(logvar_range)
     row_offset = _arguments.row_offset(row_offset)
-    seed = seed_tensor(seed, mean.device)
+    seed = _arguments.seed(seed, mean.device)
 
-    backend = _backend.choose(mean.device, mean.dtype)
-    if backend == "reference":
+    op = _backend.operator("gaussian_sample", mean.device, mean.dtype)
+    if op is None:
         return reference.gaussian_sample(
             mean, logvar, seed, row_offset, logvar_range=logvar_range
         )
-    _arguments.refuse_functorch("gaussian_sample")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     mean, logvar = torch.broadcast_tensors(mean, logvar)
-    return GaussianSample(*op.gaussian_sample(mean, logvar, seed, row_offset, low, high))
+    return GaussianSample(*op(mean, logvar, seed, row_offset, low, high))
 
 
 def _check(mean: Tensor, logvar: Tensor) -> None:
@@ -100,7 +98,7 @@ def _range(logvar_range: tuple[float, float] | None) -> tuple[float, float]:
 
 
 def _fake(mean, logvar, seed, row_offset, low, high):
-    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(mean)
     return (
         torch.empty_like(mean, memory_format=torch.contiguous_format),
         mean.new_empty(mean.shape[0], dtype=dtype),
@@ -131,7 +129,7 @@ def _backward(ctx, d_z, d_kl):
 
 def _gradients(d_z, d_kl, mean, logvar, noise, bounds):
     """The gradients by mean and logvar, of differentiable operations."""
-    wide = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(mean)
     m, v = mean.to(wide), logvar.to(wide).clamp(*bounds)
     d_mean, d_logvar = torch.zeros_like(m), torch.zeros_like(m)
     if d_z is not None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import register
-from tilewise.reference._philox import seed_tensor
+from tilewise.reference._precision import accumulate_dtype
 from tilewise.reference.gumbel_argmax import GumbelArgmax
 
 
@@ -59,17 +59,17 @@ def gumbel_argmax(
         raise ValueError("logits: expected at least one dimension, got ()")
     dim = _arguments.dimension("dim", dim, logits)
     count = 1 if k is None else _arguments.integer("k", k, least=1)
-    if count > logits.shape[dim] and (k is not None or logits.numel() == 0):
+    if k is None and logits.shape[dim] == 0:
+        raise ValueError(f"logits: expected at least one category, got {tuple(logits.shape)}")
+    if count > logits.shape[dim]:
         raise ValueError(f"k: expected at most the {logits.shape[dim]} categories, got {count}")
     row_offset = _arguments.row_offset(row_offset)
-    seed = seed_tensor(seed, logits.device)
+    seed = _arguments.seed(seed, logits.device)
 
-    backend = _backend.choose(logits.device, logits.dtype)
-    if backend == "reference":
+    op = _backend.operator("gumbel_argmax", logits.device, logits.dtype)
+    if op is None:
         return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob=log_prob)
-    _arguments.refuse_functorch("gumbel_argmax")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    index, value = op.gumbel_argmax(logits, seed, row_offset, dim, count, bool(log_prob))
+    index, value = op(logits, seed, row_offset, dim, count, bool(log_prob))
     if k is None:
         index, value = index.squeeze(dim), value.squeeze(dim) if log_prob else value
     return GumbelArgmax(index, value) if log_prob else index
@@ -77,7 +77,7 @@ def gumbel_argmax(
 
 def _fake(logits, seed, row_offset, dim, k, log_prob):
     shape = [*logits.shape[:dim], k, *logits.shape[dim + 1 :]]
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(logits)
     return (
         logits.new_empty(shape, dtype=torch.int64),
         logits.new_empty(shape if log_prob else 0, dtype=dtype),

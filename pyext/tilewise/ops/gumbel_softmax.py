@@ -8,7 +8,6 @@ from torch import Tensor
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define, register
-from tilewise.reference._philox import seed_tensor
 
 
 def gumbel_softmax(
@@ -65,18 +64,16 @@ def gumbel_softmax(
     if logits.dim() == 0:
         return gumbel_softmax(logits[None], tau, hard, eps, 0, seed, row_offset)[0]
     dim = _arguments.dimension("dim", dim, logits)
-    scale = _arguments.scalar("tau", tau, logits)
+    temperature = _arguments.scalar("tau", tau, logits)
     if not isinstance(tau, Tensor) and not tau >= 0:
         raise ValueError(f"tau: expected at least 0, got {tau}")
     row_offset = _arguments.row_offset(row_offset)
-    seed = seed_tensor(seed, logits.device)
+    seed = _arguments.seed(seed, logits.device)
 
-    backend = _backend.choose(logits.device, logits.dtype)
-    if backend == "reference":
-        return reference.gumbel_softmax(logits, scale, hard, eps, dim, seed, row_offset)
-    _arguments.refuse_functorch("gumbel_softmax")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    return op.gumbel_softmax(logits, scale, seed, row_offset, dim, bool(hard))
+    op = _backend.operator("gumbel_softmax", logits.device, logits.dtype)
+    if op is None:
+        return reference.gumbel_softmax(logits, temperature, hard, eps, dim, seed, row_offset)
+    return op(logits, temperature, seed, row_offset, dim, bool(hard))
 
 
 def _fake(logits, tau, seed, row_offset, dim, hard):
@@ -94,15 +91,15 @@ def _backward(ctx, grad):
     nothing = (None,) * 4
     if grad is None:
         return None, None, *nothing
-    saved, tau, seed = ctx.saved_tensors
+    y_or_logits, tau, seed = ctx.saved_tensors
     need_logits, need_tau, *_ = ctx.needs_input_grad
     if torch.is_grad_enabled():  # somebody will differentiate this
-        y = saved
+        y = y_or_logits
         if ctx.hard:
-            y = ctx.namespace.gumbel_softmax(saved, tau, seed, ctx.row_offset, ctx.dim, False)
+            y = ctx.namespace.gumbel_softmax(y_or_logits, tau, seed, ctx.row_offset, ctx.dim, False)
         return *relaxed_gradients(grad, y, tau, ctx.dim), *nothing
     d_logits, d_tau = ctx.namespace.gumbel_softmax_backward(
-        grad, saved, tau, seed, ctx.row_offset, ctx.dim, ctx.hard, need_tau
+        grad, y_or_logits, tau, seed, ctx.row_offset, ctx.dim, ctx.hard, need_tau
     )
     return d_logits if need_logits else None, d_tau.view(tau.shape) if need_tau else None, *nothing
 

@@ -6,7 +6,6 @@ from torch import Tensor
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
 from tilewise.ops._register import define
-from tilewise.reference._philox import seed_tensor
 from tilewise.reference.hard_negatives import HardNegatives
 
 
@@ -57,24 +56,24 @@ def hard_negatives(
     Paper: Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum
     Distillation, NeurIPS 2021; sampling: Maddison, Tarlow and Minka, A* Sampling, NeurIPS 2014.
     """
-    _arguments.check_features(image_features=image_features, text_features=text_features)
-    scale = _arguments.scalar("logit_scale", logit_scale, image_features).detach()
-    image, text = _arguments.autocast(image_features.detach(), text_features.detach())
+    image, text = _arguments.features(
+        image_features=image_features, text_features=text_features
+    )
+    image, text = image.detach(), text.detach()
+    scale = _arguments.scalar("logit_scale", logit_scale, image).detach()
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
     row_offset = _arguments.row_offset(row_offset)
-    seed = seed_tensor(seed, image.device)
+    seed = _arguments.seed(seed, image.device)
 
-    backend = _backend.choose(image.device, image.dtype)
-    if backend == "reference":
+    op = _backend.operator("hard_negatives", image.device, image.dtype)
+    if op is None:
         return reference.hard_negatives(
             image, text, scale, positives=positives, seed=seed, row_offset=row_offset
         )
-    _arguments.refuse_functorch("hard_negatives")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
     return HardNegatives(
-        *op.hard_negatives(image, text, scale, offset, image_ids, text_ids, seed, row_offset)
+        *op(image, text, scale, offset, image_ids, text_ids, seed, row_offset)
     )
 
 

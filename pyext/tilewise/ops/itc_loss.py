@@ -1,5 +1,7 @@
 """BLIP's and ALBEF's contrast of one modality with the other: soft targets, momentum features."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,39 +65,39 @@ def itc_loss(
     Distillation, NeurIPS 2021; Li et al., BLIP: Bootstrapping Language-Image Pre-training for
     Unified Vision-Language Understanding and Generation, ICML 2022.
     """
-    constants = {"keys": keys}
-    for name, x in (("queue", queue), ("teacher_query", teacher_query)):
-        if x is not None:
-            constants[name] = x
-    _arguments.check_features(query=query, **constants)
-    for name, x in constants.items():
+    targets: dict[str, Any] = {"keys": keys, "queue": queue, "teacher_query": teacher_query}
+    given = {name: x for name, x in targets.items() if x is not None or name == "keys"}
+    query, *cast = _arguments.features(query=query, **given)
+    for name, x in given.items():
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: targets have no gradient, expected it detached")
+            raise ValueError(
+                f"{name}: expected it detached, since no gradient flows through the targets, "
+                "got requires_grad=True"
+            )
+    targets.update(zip(given, cast, strict=True))
+    keys, queue, teacher_query = targets.values()
     if teacher_query is not None and len(teacher_query) != len(query):
         raise ValueError(
             f"teacher_query: expected {len(query)} rows like query, got {len(teacher_query)}"
         )
-    part = _arguments.scalar("alpha", alpha, query).detach()
     if not isinstance(alpha, Tensor):
-        _arguments.check_between("alpha", alpha, 0, 1)
+        alpha = _arguments.check_between("alpha", alpha, 0, 1)
+    part = _arguments.scalar("alpha", alpha, query).detach()
     scale = _arguments.scalar("logit_scale", logit_scale, query)
     columns = len(keys) + (0 if queue is None else len(queue))
     matches = _arguments.matches("positives", positives, len(query), columns, query.device)
-    query, keys, queue, teacher_query = _arguments.autocast(query, keys, queue, teacher_query)
 
-    backend = _backend.choose(query.device, query.dtype)
-    if backend == "reference":
+    op = _backend.operator("itc_loss", query.device, query.dtype)
+    if op is None:
         return reference.itc_loss(
             query, keys, scale, positives=positives, queue=queue, teacher_query=teacher_query,
             alpha=part,
         )
-    _arguments.refuse_functorch("itc_loss")
     needs = [torch.is_grad_enabled() and x.requires_grad for x in (query, scale)]
     with torch.no_grad():
         groups = _groups(len(query), columns, query.device, *matches)
         matched, count = _matched(keys, queue, *groups)
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    return op.itc_loss(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]
+    return op(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]
 
 
 def _groups(
@@ -137,6 +139,5 @@ register_loss(
     "(Tensor query, Tensor keys, Tensor logit_scale, Tensor? queue, Tensor? teacher_query, "
     "Tensor alpha, Tensor matched, Tensor count, bool need_query, bool need_scale) "
     "-> (Tensor loss, Tensor d_query, Tensor d_scale)",
-    differentiable=(0, 2),
-    flags=(8, 9),
+    differentiable=("query", "logit_scale"),
 )

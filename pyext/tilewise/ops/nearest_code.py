@@ -78,18 +78,16 @@ def nearest_code(
     if mask is not None:
         mask = _arguments.row_mask("mask", mask, x)
 
-    backend = _backend.choose(x.device, x.dtype, codebook.dtype)
-    if backend == "reference":
+    op = _backend.operator("nearest_code", x.device, x.dtype, codebook.dtype)
+    if op is None:
         return reference.nearest_code(x, codebook, metric, k, mask)
-    _arguments.refuse_functorch("nearest_code")
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    index, distance = op.nearest_code(
+    index, distance = op(
         rows(x, heads),
         codebook if codebook.dim() == 3 else codebook.unsqueeze(0),
         metric,
         count,
         None if mask is None else flat(mask, heads),
-        packed if backend == "cpu" else None,
+        packed,
     )
     shape = x.shape[:-1] if k is None else (*x.shape[:-1], count)
     return NearestCode(index.reshape(shape), distance.reshape(shape))

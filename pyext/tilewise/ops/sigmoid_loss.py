@@ -50,24 +50,23 @@ def sigmoid_loss(
 
     Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023.
     """
-    _arguments.check_features(image_features=image_features, text_features=text_features)
-    image, text = _arguments.autocast(image_features, text_features)
+    image, text = _arguments.features(
+        image_features=image_features, text_features=text_features
+    )
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
 
-    backend = _backend.choose(image.device, image.dtype)
-    if backend == "reference":
+    op = _backend.operator("sigmoid_loss", image.device, image.dtype)
+    if op is None:
         return reference.sigmoid_loss(image, text, scale, bias, positives=positives)
-    _arguments.refuse_functorch("sigmoid_loss")
     needs = [
         torch.is_grad_enabled() and x is not None and x.requires_grad
         for x in (image, text, scale, bias)
     ]
-    op = torch.ops.tilewise_triton if backend == "triton" else torch.ops.tilewise
-    return op.sigmoid_loss(image, text, scale, bias, offset, image_ids, text_ids, *needs)[0]
+    return op(image, text, scale, bias, offset, image_ids, text_ids, *needs)[0]
 
 
 register_loss(
@@ -76,6 +75,5 @@ register_loss(
     "SymInt? positives, Tensor? image_ids, Tensor? text_ids, "
     "bool need_image, bool need_text, bool need_scale, bool need_bias) "
     "-> (Tensor loss, Tensor d_image, Tensor d_text, Tensor d_scale, Tensor d_bias)",
-    differentiable=(0, 1, 2, 3),
-    flags=(7, 8, 9, 10),
+    differentiable=("image_features", "text_features", "logit_scale", "logit_bias"),
 )

@@ -16,23 +16,6 @@ _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _LOW = 2**32 - 1
 
 
-def seed_tensor(value: Tensor | int | None, device: torch.device) -> Tensor:
-    """A 0-d int64 tensor on the device; None draws it from torch's default generator there."""
-    if value is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
-    if isinstance(value, Tensor):
-        if value.dtype != torch.int64 or value.numel() != 1:
-            raise TypeError(
-                f"seed: expected one int64 element, got {value.dtype} {tuple(value.shape)}"
-            )
-        return value.detach().to(device).reshape(())
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"seed: expected an int, a tensor or None, got {type(value).__name__}")
-    if not isinstance(value, torch.SymInt) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"seed: expected from -2**63 to 2**63 - 1, got {value}")
-    return torch.full((), value, dtype=torch.int64, device=device)  # waits for no GPU
-
-
 def philox4x32(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
     """Four random words for each counter of four words and key of two, all int64 below 2^32."""
     c0, c1, c2, c3 = counter

@@ -1,4 +1,4 @@
-"""The precision that references compute in."""
+"""The precision that references compute in, and results have."""
 
 import contextlib
 
@@ -9,6 +9,11 @@ from torch import Tensor
 def exact_dtype(x: Tensor) -> torch.dtype:
     """float64, or float32 on devices that have no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def accumulate_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64, else float32: of sums, losses, probabilities and temperatures."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype, no_autocast
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 
 
 def clip_loss(
@@ -19,7 +19,6 @@ def clip_loss(
 
     Cost: memory O(B * N), several float64 matrices of that size.
     """
-    result_dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     with no_autocast(image_features):
         image = image_features.to(exact_dtype(image_features))  # (B, D)
         text = text_features.to(image.dtype)  # (N, D)
@@ -27,7 +26,7 @@ def clip_loss(
         pairs = matches(image, text, positives).to(logits.dtype)
         forth = _cross_entropy(logits, pairs, label_smoothing)
         loss = (forth + _cross_entropy(logits.T, pairs.T, label_smoothing)) / 2
-    return loss.to(result_dtype)
+    return loss.to(accumulate_dtype(image_features))
 
 
 def _cross_entropy(logits: Tensor, pairs: Tensor, smoothing: float) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 from tilewise.reference._shapes import flat, rows
 
 
@@ -37,5 +37,5 @@ def code_sums(
         sums = x_rows.new_zeros(h * (num_codes + 1), d).index_add(0, codes, x_rows.flatten(0, 1))
         counts = flat(counts, h)[:, :num_codes]  # (H, K)
         sums = rows(sums, h)[:, :num_codes]  # (H, K, D)
-        sums = sums.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        sums = sums.to(accumulate_dtype(x))
         return CodeSums(counts, sums) if per_head else CodeSums(counts[0], sums[0])

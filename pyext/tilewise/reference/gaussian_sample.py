@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tilewise import _numbers
 from tilewise.reference import _philox
-from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 
 
 class GaussianSample(NamedTuple):
@@ -28,14 +29,14 @@ def gaussian_sample(
 
     Cost: a dozen tensors of the size of `mean`, in int64 and float64.
     """
-    kl_dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
     with no_autocast(mean):
         m, v = torch.broadcast_tensors(mean.to(exact_dtype(mean)), logvar.to(exact_dtype(mean)))
         if logvar_range is not None:
             v = v.clamp(*logvar_range)
         rows = m.shape[0]
         cols = m.numel() // max(rows, 1)
-        noise = _philox.gaussian(_philox.seed_tensor(seed, m.device), rows, cols, row_offset)
+        noise = _philox.gaussian(_numbers.seed(seed, m.device), rows, cols, row_offset)
         z = m + torch.exp(v / 2) * noise.view(m.shape)
         terms = (m.square() + torch.expm1(v) - v) / 2  # >= 0, each of them
-        return GaussianSample(z.to(mean.dtype), terms.reshape(rows, cols).sum(1).to(kl_dtype))
+        kl = terms.reshape(rows, cols).sum(1)
+        return GaussianSample(z.to(mean.dtype), kl.to(accumulate_dtype(mean)))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 from tilewise.reference.gumbel_softmax import perturbed
 
 
@@ -38,7 +38,7 @@ def gumbel_argmax(
         if log_prob:
             x = logits.to(exact_dtype(logits))
             value = torch.log_softmax(x, dim).gather(dim, index)
-            value = value.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+            value = value.to(accumulate_dtype(logits))
         if k is None:
             index, value = index.squeeze(dim), None if value is None else value.squeeze(dim)
         return index if value is None else GumbelArgmax(index, value)

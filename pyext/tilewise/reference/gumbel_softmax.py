@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tilewise import _numbers
 from tilewise.reference import _philox
 from tilewise.reference._precision import exact_dtype, no_autocast
 
@@ -48,5 +49,5 @@ def perturbed(
     """Logits plus Gumbel noise, in float64, `dim` moved last."""
     x = logits.to(exact_dtype(logits)).movedim(dim, -1)
     rows = x.numel() // max(x.shape[-1], 1)
-    noise = _philox.gumbel(_philox.seed_tensor(seed, x.device), rows, x.shape[-1], row_offset)
+    noise = _philox.gumbel(_numbers.seed(seed, x.device), rows, x.shape[-1], row_offset)
     return x + noise.view(x.shape)

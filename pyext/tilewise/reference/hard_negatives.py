@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tilewise import _numbers
 from tilewise.reference import _philox
+from tilewise.reference._matches import matches
 from tilewise.reference._precision import exact_dtype, no_autocast
-from tilewise.reference.sigmoid_loss import matches
 
 
 class HardNegatives(NamedTuple):
@@ -35,7 +36,7 @@ def hard_negatives(
         text = text_features.to(image.dtype)  # (N, D)
         logits = image @ text.T * logit_scale  # (B, N)
         logits = logits.masked_fill(matches(image, text, positives) | logits.isnan(), -torch.inf)
-        seed = _philox.seed_tensor(seed, image.device)
+        seed = _numbers.seed(seed, image.device)
         where = (seed, len(image), len(text), row_offset)
         texts = logits + _philox.gumbel(*where, op=_philox.NEGATIVE_TEXTS)
         images = logits + _philox.gumbel(*where, op=_philox.NEGATIVE_IMAGES)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype, no_autocast
-from tilewise.reference.sigmoid_loss import matches
+from tilewise.reference._matches import matches
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 
 
 def itc_loss(
@@ -21,7 +21,6 @@ def itc_loss(
 
     Cost: memory O(B * (K + Q)), several float64 matrices of that size.
     """
-    result_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with no_autocast(query):
         student = query.to(exact_dtype(query))  # (B, D)
         parts = [keys] if queue is None else [keys, queue]
@@ -37,4 +36,4 @@ def itc_loss(
         terms = -(target * torch.log_softmax(student @ candidates.T * logit_scale, dim=1)).sum(1)
         rows = count.squeeze(1) > 0
         loss = torch.where(rows, terms, 0.0).sum() / rows.sum().clamp(min=1)
-    return loss.to(result_dtype)
+    return loss.to(accumulate_dtype(query))

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilewise.reference._precision import exact_dtype, no_autocast
+from tilewise.reference._matches import matches
+from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 
 
 def sigmoid_loss(
@@ -19,7 +20,6 @@ def sigmoid_loss(
 
     Cost: memory O(B * N), several float64 matrices of that size.
     """
-    result_dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     with no_autocast(image_features):
         image = image_features.to(exact_dtype(image_features))  # (B, D)
         text = text_features.to(image.dtype)  # (N, D)
@@ -28,18 +28,4 @@ def sigmoid_loss(
             logits = logits + logit_bias
         labels = torch.where(matches(image, text, positives), 1.0, -1.0).to(logits.dtype)
         loss = -F.logsigmoid(labels * logits).sum() / max(len(image), 1)
-    return loss.to(result_dtype)
-
-
-def matches(
-    image: Tensor, text: Tensor, positives: int | tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Which images and texts belong together: (B, N) bool."""
-    if isinstance(positives, (tuple, list)):
-        image_ids, text_ids = positives
-        return image_ids[:, None] == text_ids
-    rows = torch.arange(len(image), device=image.device)[:, None]
-    columns = torch.arange(len(text), device=image.device)
-    if positives is None:
-        return torch.zeros_like(rows == columns)
-    return columns == rows + positives
+    return loss.to(accumulate_dtype(image_features))

@@ -157,12 +157,12 @@ class ItcLoss(nn.Module):
 
     def _checked(self, **features: Tensor) -> tuple[Tensor, ...]:
         """The features, of one shape and dtype; cast as autocast casts a matrix product's."""
-        _arguments.check_features(**features)
+        cast = _arguments.features(**features)
         shape = len(features["image_features"]), self.dim
         for name, x in features.items():
             if x.shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
-        return _arguments.autocast(*features.values())
+        return cast
 
     @torch.no_grad()
     def _enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:

@@ -12,7 +12,6 @@ from tilewise.nn.quantizers._straight_through import gather
 from tilewise.nn.quantizers._usage import CodeUsage, count_codes
 from tilewise.nn.sampling._temperature import HasTemperature, Schedule, Temperature, checked
 from tilewise.ops import _arguments
-from tilewise.reference._philox import seed_tensor
 
 if TYPE_CHECKING:
     from tilewise.nn.quantizers._base import Quantized
@@ -151,7 +150,7 @@ class GumbelQuantizer(HasTemperature, Quantizer):
             logits,
             self.codebook,
             _arguments.scalar("tau", tau, logits).reshape(()),
-            seed_tensor(0 if kind == MODE else seed, logits.device),
+            _arguments.seed(0 if kind == MODE else seed, logits.device),
             _arguments.row_offset(row_offset),
             kind,
             self.kl_weight != 0,

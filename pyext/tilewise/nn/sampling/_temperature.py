@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tilewise._numbers import integer, real
 from tilewise.nn._precision import without_halving
-from tilewise.ops._arguments import integer
 
 Schedule = Callable[[int], float]
 
@@ -129,8 +129,7 @@ def checked(tau):
     """A temperature that is not below 0. A tensor is not looked at: that would stall a GPU."""
     if isinstance(tau, Tensor):
         return tau
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
-        raise TypeError(f"tau: expected a tensor or a float, got {type(tau).__name__}")
+    tau = real("tau", tau)
     if not tau >= 0:
         raise ValueError(f"tau: expected at least 0, got {tau}")
     return float(tau)
