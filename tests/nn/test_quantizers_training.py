@@ -8,6 +8,7 @@ import tilewise as tw
 from tests.common.contrastive_cases import DEVICE
 from tests.common.quantizer_cases import CLOSE, grouped, quantizer, residual, rows
 from tilewise import _backend
+from tilewise.nn.quantizers._sampling import sample_rows
 
 
 def gumbel(**settings):
@@ -216,3 +217,12 @@ def test_temperature_as_tamings_schedulers_set_it():
 @every_quantizer
 def test_print_shows_sizes(name):
     assert "dim=16" in str(MAKE[name]()) and "32" in str(MAKE[name]())
+
+
+def test_as_many_codes_as_rows_get_each_of_them():
+    x, valid = rows(20, 3), torch.arange(20) % 5 > 0  # 8 of each head
+    samples, found, _ = sample_rows(x, valid, torch.ones(2, 8, dtype=torch.bool), sync=False)
+    assert found.all()
+    for head in range(2):
+        match = (samples[head][:, None] == x[head::2][valid[head::2]]).all(-1)
+        assert (match.sum(0) == 1).all() and (match.sum(1) == 1).all()

@@ -37,6 +37,7 @@ def test_conversion_copies():
     ours = tw.nn.from_taming({"embedding.weight": embed}, rotation_trick=True, ema_update=True,
                              learnable_codebook=False)
     assert ours.rotation_trick and not isinstance(ours._codebook.embed, nn.Parameter)
+    assert torch.equal(ours._codebook.embed_avg[0], embed)  # where its averages begin
 
 
 def test_modules_on_meta():

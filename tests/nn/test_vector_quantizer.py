@@ -23,7 +23,7 @@ from tests.common.quantizer_cases import (
 )
 from tilewise import _backend
 from tilewise.nn.quantizers import _codebook
-from tilewise.nn.quantizers._sampling import sample_rows, systematic_sample
+from tilewise.nn.quantizers._sampling import systematic_sample
 
 # Against lucidrains
 
@@ -229,15 +229,6 @@ def test_systematic_sample(total, repeat):
             assert len(set(chosen)) == min(number, total)
             seen |= set(chosen)
     assert len(seen) >= 0.6 * total
-
-
-def test_as_many_codes_as_rows_get_each_of_them():
-    x, valid = rows(20, 3), torch.arange(20) % 5 > 0  # 8 of each head
-    samples, found, _ = sample_rows(x, valid, torch.ones(2, 8, dtype=torch.bool), sync=False)
-    assert found.all()
-    for head in range(2):
-        match = (samples[head][:, None] == x[head::2][valid[head::2]]).all(-1)
-        assert (match.sum(0) == 1).all() and (match.sum(1) == 1).all()
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(HEADS, separate_codebook_per_head=True)],
