@@ -16,26 +16,19 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import nn
 
+from examples import siglip_report
 from examples.common import large_batch, report
 from examples.common.data import SCENE_WORDS, Pairs, pairs, scenes, split
 from examples.common.large_batch import LOSSES
 from examples.common.retrieval import chance, nearest_pixel, recall
 from examples.common.towers import ImageTower, TextTower, Words
-from examples.common.training import (
-    Batches,
-    load_checkpoint,
-    machine,
-    save_checkpoint,
-    warmup_cosine,
-)
+from examples.common.training import Batches, Run, arguments, progress, train, warmup_cosine
 
 
 class SigLip(nn.Module):
@@ -78,61 +71,61 @@ def optimize(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: in
     optimizer.zero_grad()
 
 
-def train(
-    loss: str, args, batches: Batches, heldout: Pairs, progress: Progress, bias: float, stop: int
-) -> tuple[SigLip, dict]:
-    """The first `stop` of `args.steps` steps; the model and its history.
+class SigLipRun(Run):
+    """Nothing but the loss function differs between two runs of one seed.
 
-    Nothing but the loss function differs between two runs of one seed. A checkpoint is written now
-    and then and at the end; `args.resume` continues from it.
+    Args:
+        bias: b at first.
+        loss: a name of `LOSSES`.
     """
-    torch.manual_seed(args.seed)
-    model = SigLip(len(batches.words), bias)
-    optimizer = model.optimizer()
-    history = {name: [] for name in ("loss", "scale", "bias", "seconds", "apart", "recall")}
-    path = args.out / f"{loss}{'' if bias else '-b0'}.pt"
-    settings = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
-    if args.resume and path.exists():
-        history = load_checkpoint(path, model, optimizer, settings)
 
-    done = len(history["loss"])
-    label = f"{loss} loss" + ("" if bias else ", b = 0 at first")
-    task = progress.add_task(label, total=stop, completed=min(done, stop), note="")
-    for step in range(done, stop):
-        began = time.perf_counter()
-        model.train()
-        images, tokens = batches(step)
-        inputs = model(images, tokens)
-        value = LOSSES[loss](*inputs)
+    def __init__(self, loss: str, args, batches: Batches, heldout: Pairs, bias: float, steps: int):
+        torch.manual_seed(args.seed)
+        model = SigLip(len(batches.words), bias)
+        label = f"{loss} loss" + ("" if bias else ", b = 0 at first")
+        path = args.out / f"{loss}{'' if bias else '-b0'}.pt"
+        settings = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
+        names = ("scale", "bias", "apart", "recall")
+        super().__init__(label, path, model, model.optimizer(), steps, settings, names)
+        self.loss, self.other = LOSSES[loss], LOSSES["eager" if loss == "fused" else "fused"]
+        self.batches, self.heldout, self.schedule = batches, heldout, args.steps
+
+    def before(self, step: int) -> None:
+        self.images, self.tokens = self.batches(step)
+
+    def step(self, step: int) -> None:
+        self.inputs = self.model(self.images, self.tokens)
+        value = self.loss(*self.inputs)
         value.backward()
-        optimize(optimizer, step, args.steps)
-        history["seconds"].append(time.perf_counter() - began)
-        history["loss"].append(value.item())
-        other = LOSSES["eager" if loss == "fused" else "fused"](*(x.detach() for x in inputs))
-        history["apart"].append(abs(other.item() / value.item() - 1))
-        history["scale"].append(model.log_scale.exp().item())
-        history["bias"].append(model.logit_bias.item())
-        if (step + 1) % args.every == 0 or step + 1 == stop:
-            found = recall(score(model, heldout, batches.words))
-            history["recall"].append([step + 1, *found])
-            save_checkpoint(path, model, optimizer, settings, history)
-        progress.update(task, advance=1, note=report.note(history))
-    return model, history
+        optimize(self.optimizer, step, self.schedule)
+        self.history["loss"].append(value.item())
+
+    def after(self, step: int) -> None:
+        """The other loss of the same features."""
+        other = self.other(*(x.detach() for x in self.inputs)).item()
+        self.history["apart"].append(abs(other / self.history["loss"][-1] - 1))
+        self.history["scale"].append(self.model.log_scale.exp().item())
+        self.history["bias"].append(self.model.logit_bias.item())
+
+    def evaluate(self) -> None:
+        found = recall(score(self.model, self.heldout, self.batches.words))
+        self.history["recall"].append([self.done, *found])
+
+    def note(self) -> str:
+        found = self.history["recall"]
+        return super().note() + (f"   recall@1 {100 * found[-1][1]:.0f} %" if found else "")
 
 
-def train_large(
-    model: SigLip, words: Words, heldout: Pairs, args, progress: Progress
-) -> tuple[SigLip, dict]:
-    """The text tower goes on alone, on batches of `args.large_batch` scenes.
+def train_large(model: SigLip, words: Words, args, bars: Progress) -> dict:
+    """The history of the text tower going on alone, on batches of `args.large_batch` scenes.
 
     Among so many more pairs a match is that much rarer: the bias starts where the odds put it.
     """
     model = copy.deepcopy(model).eval()
-    before = recall(score(model, heldout, words))
     canvases = scenes(2 * args.large_batch, seed=args.seed + 1)
-    task = progress.add_task("embedding scenes", total=len(canvases.captions), note="")
+    task = bars.add_task("embedding scenes", total=len(canvases.captions), note="")
     features = large_batch.embed_scenes(
-        model.image, canvases, lambda n: progress.update(task, advance=n)
+        model.image, canvases, lambda n: bars.update(task, advance=n)
     )
     tokens = words(canvases.captions)
 
@@ -140,8 +133,8 @@ def train_large(
     model.logit_bias.data -= math.log(args.large_batch / args.batch_size)
     optimizer = model.optimizer(tower_rate=2e-4, scalar_rate=0.02)
     generator = torch.Generator().manual_seed(args.seed)
-    history = {"loss": [], "seconds": [], "in_loss": []}
-    task = progress.add_task(f"batch {args.large_batch}, fused", total=args.large_steps, note="")
+    history: dict[str, list] = {"loss": [], "seconds": [], "in_loss": []}
+    task = bars.add_task(f"batch {args.large_batch}, fused", total=args.large_steps, note="")
     for step in range(args.large_steps):
         began = time.perf_counter()
         if step % 2 == 0:
@@ -156,26 +149,19 @@ def train_large(
         history["seconds"].append(time.perf_counter() - began)
         history["in_loss"].append(in_loss)
         history["loss"].append(value)
-        progress.update(task, advance=1, note=report.note(history))
-    return model, {**history, "before": before, "after": recall(score(model, heldout, words))}
+        bars.update(task, advance=1, note=f"loss {value:.3f}")
+    return history
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add: Callable = parser.add_argument
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = arguments(__doc__, Path("out/siglip"), every=25)
+    add = parser.add_argument
     add("--steps", type=int, default=300, help="training steps (default: %(default)s)")
     add("--batch-size", type=int, default=256, help="pairs per batch, a quarter of them scenes")
     add("--loss", choices=["fused", "eager", "both"], default="both", help="which loss to train")
     add("--no-bias-prior", action="store_true", help="ablation: whole runs with b = 0 at first")
     add("--large-batch", type=int, default=16384, help="scenes per batch of the last stage")
     add("--large-steps", type=int, default=8, help="its steps; 0 leaves it out")
-    add("--every", type=int, default=25, help="steps between evaluations and checkpoints")
-    add("--resume", action="store_true", help="continue from the checkpoints in --out")
-    add("--seed", type=int, default=0, help="of weights, batches and scenes")
-    add("--out", type=Path, default=Path("out/siglip"), help="folder of everything written")
-    add("--quick", action="store_true", help="few steps and small batches")
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.batch_size, args.every = 20, 64, 10
@@ -184,58 +170,51 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    args = arguments(argv)
+    args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    console = Console(width=None if Console().is_terminal else 110, record=True)
-    console.print(f"[bold]SigLIP[/] on {machine()}", highlight=False)
+    console = report.console()
+    console.print(f"[bold]SigLIP[/] on {report.machine()}")
     seen, heldout = split()
     console.print(
         f"{len(pairs().captions)} pictures, {len(seen.captions)} different ones to train on, "
-        f"{len(heldout.captions)} held out: unseen combinations of known words", highlight=False
-    )  # fmt: skip
+        f"{len(heldout.captions)} held out: unseen combinations of known words"
+    )
     words = Words([*seen.captions, *SCENE_WORDS])
     canvases = args.batch_size // 4
     batches = Batches(
         seen, scenes(canvases * args.steps, args.seed), (args.batch_size - canvases, canvases),
         words, args.seed,
     )  # fmt: skip
-    unseen = scenes(1000, seed=args.seed, heldout=True)
-    unseen = Pairs(unseen.draw(), unseen.captions)
 
     bias = 0.0 if args.no_bias_prior else -10.0
-    runs: dict[str, dict] = {}
-    columns = [
-        TextColumn("{task.description:26}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-    ]  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        for loss in ["fused", "eager"] if args.loss == "both" else [args.loss]:
-            model, runs[loss] = train(loss, args, batches, heldout, progress, bias, args.steps)
-            if loss == "fused" or args.loss == "eager":
-                kept = model
-        if args.loss == "both" and bias:
-            _, runs["b = 0"] = train(
-                "fused", args, batches, heldout, progress, 0.0, args.steps // 3
-            )
+    runs = {
+        loss: SigLipRun(loss, args, batches, heldout, bias, args.steps)
+        for loss in (["fused", "eager"] if args.loss == "both" else [args.loss])
+    }
+    if args.loss == "both" and bias:
+        runs["b = 0"] = SigLipRun("fused", args, batches, heldout, 0.0, args.steps // 3)
+    with progress(console) as bars:
+        train([*runs.values()], bars, args.every, args.resume)
+        kept = next(iter(runs.values())).model
+        histories = {name: run.history for name, run in runs.items()}
         if args.large_steps:
-            _, runs["large"] = train_large(kept, words, unseen, args, progress)
+            histories["large"] = train_large(kept, words, args, bars)
     results = {
-        "heldout": len(heldout.captions), "large_batch": args.large_batch,
-        "chance": chance(len(heldout.captions)), "nearest pixel": nearest_pixel(seen, heldout),
-        "runs": runs,
+        "heldout": len(heldout.captions), "batch": args.batch_size,
+        "large_batch": args.large_batch, "chance": chance(len(heldout.captions)),
+        "nearest pixel": nearest_pixel(seen, heldout), "runs": histories,
     }  # fmt: skip
-    if args.large_steps:
-        dim = kept.image.head.out_features
-        with console.status("measuring one large batch with each loss, in processes of their own"):
-            results["measured"] = {
-                name: large_batch.measure(name, args.large_batch, dim) for name in LOSSES
-            }
-    report.table(console, results)
-    report.curves(results, args.out / "curves.png")
-    report.sheet(heldout, score(kept, heldout, words), args.out / "retrieval.png")
+    dim = kept.image.head.out_features
+    with console.status("measuring the losses alone, in processes of their own"):
+        sizes = [args.batch_size] + [args.large_batch] * bool(args.large_steps)
+        results["alone"] = [large_batch.measure(batch, dim) for batch in sizes]
+    siglip_report.tables(console, results)
+    siglip_report.curves(results, args.out / "curves.png")
+    siglip_report.sheet(heldout, score(kept, heldout, words), args.out / "retrieval.png")
     (args.out / "history.json").write_text(json.dumps(results))
-    console.save_text(str(args.out / "report.txt"), clear=False)
-    console.print(f"Pictures: {args.out / 'curves.png'}, {args.out / 'retrieval.png'}")
+    report.finish(
+        console, args.out, ["curves.png", "retrieval.png"], siglip_report.value(results)
+    )
     return results
 
 

@@ -16,23 +16,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
-from collections.abc import Callable
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import Tensor
 
-from examples.common import quantizer_cost, vqvae_report
+from examples import vqvae_report
+from examples.common import quantizer_cost, report
 from examples.common import reconstruction as measure
 from examples.common.autoencoders import DIM, STRIDE, Autoencoder
 from examples.common.data import CREDIT, DIGITS_CREDIT, split, split_digits
 from examples.common.quantizer_cost import quantizer
-from examples.common.training import load_checkpoint, machine, save_checkpoint, warmup_cosine
+from examples.common.training import Run, arguments, progress, train, warmup_cosine
 
 LEARNING = {"decay": 0.9, "kmeans_init": True, "threshold_ema_dead_code": 1.0}
 ABLATIONS = {
@@ -127,60 +126,72 @@ def start_codes(model: Autoencoder, task: Task, images: Tensor, seed: int) -> No
     model.quantizer.copy_state(ours)
 
 
-def train(
-    kind: str, task: Task, args, progress: Progress, label: str = "", late: bool = True, **changes
-) -> tuple[Autoencoder, dict]:
-    """A trained model and its history. `kind`: "plain", "tilewise" or "eager".
+class VqVaeRun(Run):
+    """Two kinds of quantiser differ by nothing else: same weights, batches, draws, first codes.
 
-    The two kinds of quantiser differ by nothing else: same weights, batches, random draws and
-    first codes. A checkpoint is written now and then; `args.resume` continues from it.
+    Args:
+        kind: "plain", which has no quantiser, "tilewise" or "eager".
+        label: what an ablation is called.
+        late: whether the codebook comes in after a third of the steps.
+        changes: of the quantiser's settings.
     """
-    options = {**LEARNING, **changes}
-    torch.manual_seed(args.seed)
-    model = Autoencoder(task.train.shape[1])
-    if kind != "plain":
-        model.quantizer = quantizer(kind, DIM, task.codes, **options)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
-    history = {name: [] for name in ("loss", "error", "perplexity", "seconds", "apart")}
-    path = args.out / f"{task.name}-{label or kind}.pt".replace(" ", "-")
-    settings = {"steps": task.steps, "batch": task.batch, "codes": task.codes, "seed": args.seed}
-    if args.resume and path.exists():
-        history = load_checkpoint(path, model, optimizer, settings)
 
-    variance = (task.train[::8].float() / 255).var().item()
-    start = task.steps // 3 if late else 0
-    twin = Twin(task, options) if kind == "tilewise" and not label else None
-    bar = progress.add_task(f"{task.name}, {label or kind}", total=task.steps, note="",
-                            completed=len(history["loss"]))  # fmt: skip
-    model.train()
-    for step in range(len(history["loss"]), task.steps):
-        images, seed = task.images(step, args.seed), args.seed * 1_000_003 + step
-        compare = twin is not None and step > start and (step - start) % 10 == 1
-        if compare:
-            twin.before(model, images)
-        began = time.perf_counter()
+    def __init__(self, kind: str, task: Task, args, label: str = "", late: bool = True, **changes):
+        options = {**LEARNING, **changes}
+        torch.manual_seed(args.seed)
+        model = Autoencoder(task.train.shape[1])
+        if kind != "plain":
+            model.quantizer = quantizer(kind, DIM, task.codes, **options)
+        optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
+        name = label or kind
+        super().__init__(
+            f"{task.name}, {name}", args.out / f"{task.name}-{name}.pt".replace(" ", "-"), model,
+            optimizer, task.steps,
+            {"steps": task.steps, "batch": task.batch, "codes": task.codes, "seed": args.seed},
+            ("error", "perplexity", "apart"),
+        )  # fmt: skip
+        self.kind, self.task, self.seed, self.rate = kind, task, args.seed, args.rate
+        self.variance = (task.train[::8].float() / 255).var().item()
+        self.start = task.steps // 3 if late else 0
+        self.twin = Twin(task, options) if kind == "tilewise" and not label else None
+
+    def _compares(self, step: int) -> bool:
+        return self.twin is not None and step > self.start and (step - self.start) % 10 == 1
+
+    def before(self, step: int) -> None:
+        self.images = self.task.images(step, self.seed)
+        if self._compares(step):
+            self.twin.before(self.model, self.images)
+        seed = self.seed * 1_000_003 + step
         torch.manual_seed(seed)  # what the quantiser draws depends on the step alone
-        if kind == "eager" and step == start:
-            start_codes(model, task, images, seed)
-        rebuilt, tokens, loss = model(images, quantize=step >= start)
-        error = F.mse_loss(rebuilt, images.float() / 255)
-        (error / variance + loss).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * warmup_cosine(step, task.steps, warmup=20)
-        optimizer.step()
-        optimizer.zero_grad()
-        history["seconds"].append(time.perf_counter() - began)
-        history["loss"].append(error.item() / variance + loss.item())
-        history["error"].append(error.item())
-        if tokens is not None:
-            perplexity = measure.usage(tokens, task.codes)["perplexity"]
-            history["perplexity"].append([step + 1, perplexity])
-        if compare:
-            history["apart"].append([step + 1, *twin.after(tokens, loss)])
-        if (step + 1) % args.every == 0 or step + 1 == task.steps:
-            save_checkpoint(path, model, optimizer, settings, history)
-        progress.update(bar, advance=1, note=vqvae_report.note(history))
-    return model, history
+        if self.kind == "eager" and step == self.start:
+            start_codes(self.model, self.task, self.images, seed)
+
+    def step(self, step: int) -> None:
+        rebuilt, self.tokens, self.commitment = self.model(self.images, step >= self.start)
+        error = F.mse_loss(rebuilt, self.images.float() / 255)
+        (error / self.variance + self.commitment).backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * warmup_cosine(step, self.steps, warmup=20)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.history["loss"].append(error.item() / self.variance + self.commitment.item())
+        self.history["error"].append(error.item())
+
+    def after(self, step: int) -> None:
+        if self.tokens is not None:
+            perplexity = measure.usage(self.tokens, self.task.codes)["perplexity"]
+            self.history["perplexity"].append([step + 1, perplexity])
+        if self._compares(step):
+            self.history["apart"].append(
+                [step + 1, *self.twin.after(self.tokens, self.commitment)]
+            )
+
+    def note(self) -> str:
+        text = f"mse {statistics.mean(self.history['error'][-20:]):.4f}"
+        if self.history["perplexity"]:
+            text += f"   perplexity {self.history['perplexity'][-1][1]:.0f}"
+        return text
 
 
 # ---- what came of it
@@ -210,27 +221,30 @@ def baselines(task: Task) -> dict:
     }
 
 
-def run(task: Task, args, progress: Progress) -> dict:
+def run(task: Task, args, bars: Progress) -> dict:
     """Everything about one data set, pictures included."""
     result = {"heldout": len(task.heldout), "train": len(task.train), "codes": task.codes,
               "cells": task.cells, "bits": task.bits, "baselines": baselines(task),
               "png_bits": measure.png_bits(task.heldout), "runs": {}}  # fmt: skip
-    for kind in ("plain", "tilewise", "eager"):
-        model, history = train(kind, task, args, progress)
-        found, rebuilt, tokens = evaluate(model, task)
-        result["runs"][kind] = {**history, **found}
-        if kind == "plain":
-            bound = rebuilt
-        if kind == "tilewise":
-            kept = model
-            vqvae_report.sheet(task, rebuilt, bound, tokens, args.out / f"{task.name}.png")
-            result["patches"] = vqvae_report.mean_patches(model, task)
-    result["cost"] = cost(kept, task, args)
+    runs = {kind: VqVaeRun(kind, task, args) for kind in ("plain", "tilewise", "eager")}
+    train([*runs.values()], bars, args.every, args.resume)
+    rebuilt, tokens = {}, {}
+    for kind, one in runs.items():
+        found, rebuilt[kind], tokens[kind] = evaluate(one.model, task)
+        result["runs"][kind] = {**one.history, **found}
+    model = runs["tilewise"].model
+    vqvae_report.sheet(
+        task, rebuilt["tilewise"], rebuilt["plain"], tokens["tilewise"],
+        args.out / f"{task.name}.png",
+    )  # fmt: skip
+    result["patches"] = vqvae_report.mean_patches(model, task)
+    result["cost"] = cost(model, task, args)
     if args.ablate and task.name == "pictures":
         result["ablations"] = {}
         for label, changes in ABLATIONS.items():
-            model, _ = train("tilewise", task, args, progress, label, **changes)
-            result["ablations"][label] = evaluate(model, task)[0]
+            one = VqVaeRun("tilewise", task, args, label, **changes)
+            train([one], bars, args.every, args.resume)
+            result["ablations"][label] = evaluate(one.model, task)[0]
     return result
 
 
@@ -253,21 +267,14 @@ def cost_of_many(args) -> dict:
     )
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add: Callable = parser.add_argument
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = arguments(__doc__, Path("out/vqvae"), every=100)
+    add = parser.add_argument
     add("--steps", type=int, default=600, help="on the pictures; half as many on the digits")
     add("--data", choices=["digits", "pictures", "both"], default="both", help="what to train on")
     add("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
     add("--ablate", action="store_true", help="also train without each of the tricks")
-    add("--every", type=int, default=100, help="steps between checkpoints")
     add("--measure", type=float, default=3.0, help="seconds for timing each quantiser step")
-    add("--resume", action="store_true", help="continue from the checkpoints in --out")
-    add("--seed", type=int, default=0, help="of weights, batches and the quantiser's draws")
-    add("--out", type=Path, default=Path("out/vqvae"), help="folder of everything written")
-    add("--quick", action="store_true", help="few steps")
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.every, args.measure = 60, 30, 0.5
@@ -275,16 +282,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    args = arguments(argv)
+    args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    console = Console(width=None if Console().is_terminal else 110, record=True)
-    console.print(f"[bold]VQ-VAE[/] on {machine()}", highlight=False)
-    columns = [
-        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-    ]  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        results = {task.name: run(task, args, progress) for task in tasks(args)}
+    console = report.console()
+    console.print(f"[bold]VQ-VAE[/] on {report.machine()}")
+    with progress(console) as bars:
+        results = {task.name: run(task, args, bars) for task in tasks(args)}
     with console.status(f"one step with {LARGE} codes"):
         many = cost_of_many(args)
     patches = {name: result.pop("patches") for name, result in results.items()}
@@ -292,9 +295,8 @@ def main(argv: list[str] | None = None) -> dict:
     vqvae_report.curves(results, args.out / "curves.png")
     vqvae_report.codebooks(results, patches, args.out / "codebooks.png")
     (args.out / "history.json").write_text(json.dumps({**results, "many": many}))
-    console.save_text(str(args.out / "report.txt"), clear=False)
     names = [*(f"{name}.png" for name in results), "codebooks.png", "curves.png"]
-    console.print("Pictures: " + ", ".join(str(args.out / name) for name in names))
+    report.finish(console, args.out, names, vqvae_report.value(many))
     return results
 
 

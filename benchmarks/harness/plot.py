@@ -57,9 +57,7 @@ def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
     cases = list(dict.fromkeys(row.case for row in rows))
     height = 1.8 + INCHES_PER_CASE * len(cases)
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    products = any(row.implementation == PRODUCTS for row in rows)
-    floor = PRODUCTS if products else rows[0].baseline
-    ratio: Value = lambda r: r.ratio_to_products if products else r.ratio_to_baseline  # noqa: E731
+    floor, ratio = _floor(rows)
     value: Value = ratio if time else lambda r: r.peak_bytes
     for name, colour in _colours(rows).items():
         line = [row for row in rows if row.implementation == name and value(row)]
@@ -83,6 +81,13 @@ def _cases(rows: Sequence[Row], time: bool) -> plt.Figure:
     return figure
 
 
+def _floor(rows: Sequence[Row]) -> tuple[str, Value]:
+    """What times are drawn relative to: the products or, where there are none, the baseline."""
+    if any(row.ratio_to_products is not None for row in rows):
+        return PRODUCTS, lambda row: row.ratio_to_products
+    return rows[0].baseline, lambda row: row.ratio_to_baseline
+
+
 def _short(rows: Sequence[Row], case: str) -> str:
     """A case in a few characters: the sizes, and what else tells it from the others."""
     row = next(row for row in rows if row.case == case)
@@ -92,7 +97,7 @@ def _short(rows: Sequence[Row], case: str) -> str:
 
 
 def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
-    """Time above, its ratio to the products below."""
+    """Time above, its ratio to the products, or the baseline, below."""
     figure, (above, below) = plt.subplots(
         2, sharex=True, figsize=(8, 7), height_ratios=(2, 1), layout="constrained"
     )
@@ -103,9 +108,10 @@ def _time(rows: Sequence[Row], axis: str) -> plt.Figure:
         quartiles = [row.q25_ms for row in line], [row.q75_ms for row in line]
         x = [row.size_of[axis] for row in line]
         above.fill_between(x, *quartiles, color=colour, alpha=0.15, linewidth=0)
-    below.set(ylabel=f"time / {PRODUCTS}", xlabel=axis)
+    floor, ratio = _floor(rows)
+    below.set(ylabel=f"time / {floor}", xlabel=axis)
     below.axhline(0, linewidth=0)  # so that the ratios start there
-    _panel(below, rows, axis, lambda row: row.ratio_to_products, lambda y: f"{y:g}×")
+    _panel(below, rows, axis, ratio, lambda y: f"{y:g}×")
     _titles(above, rows, f"time against {axis}", _fixed(rows, axis))
     return figure
 

@@ -88,26 +88,32 @@ def frequencies(draws: int) -> plt.Figure:
 
 
 def simplex(samples: int) -> plt.Figure:
-    """Samples of three categories for falling temperatures, the noise the same in all panels."""
+    """Samples of three categories for falling temperatures, the noise the same in all panels.
+
+    Corners say p; below stands how many of the samples each of them got.
+    """
     p = torch.tensor([0.5, 0.3, 0.2])
     logits = p.log().expand(samples, 3)
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
     index = tw.gumbel_argmax(logits, seed=0).numpy()
     colours = np.array(CORNERS)[index]
 
-    figure, panels = plt.subplots(1, len(TAUS), figsize=(10.5, 2.6), layout="constrained")
+    figure, panels = plt.subplots(1, len(TAUS), figsize=(10.5, 2.9), layout="constrained")
     for axes, tau in zip(panels, TAUS, strict=True):
         x, y = (tw.gumbel_softmax(logits, tau, seed=0).numpy() @ corners).T
         axes.fill(*corners.T, facecolor="#f4f6f8", edgecolor=GREY, linewidth=0.9, zorder=0)
         for i, (at, down) in enumerate(zip(corners, (13, 13, -5), strict=True)):
             axes.annotate(
-                f"{(index == i).mean():.0%}", at, (0, -down), textcoords="offset points",
+                f"p = {p[i]:g}", at, (0, -down), textcoords="offset points",
                 ha="center", color=CORNERS[i], fontweight="bold",
             )  # fmt: skip
         axes.scatter(x, y, s=6, c=colours, alpha=0.45, linewidths=0, clip_on=False)
-        axes.set(aspect="equal", xlim=(-0.06, 1.06), ylim=(-0.14, 0.96))
-        axes.text(0.5, -0.11, f"tau = {tau:g}", ha="center", fontweight="bold", color=LAW)
+        axes.set(aspect="equal", xlim=(-0.06, 1.06), ylim=(-0.22, 0.96))
+        axes.text(0.5, -0.2, f"tau = {tau:g}", ha="center", fontweight="bold", color=LAW)
         axes.axis("off")
+    left, right, above = (f"{(index == i).mean():.1%}" for i in (0, 1, 2))
+    figure.supxlabel(f"of {samples:,} samples {left} belong to the left corner, {right} to the "
+                     f"right one, {above} to the upper one", fontsize=9.5, color=LAW)  # fmt: skip
     return figure
 
 

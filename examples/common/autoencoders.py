@@ -60,7 +60,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = encoder(channels, DIM)
         self.decoder = decoder(channels, DIM)
-        self.to(memory_format=torch.channels_last)  # 1.2 times as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # faster on a CPU
         self.quantizer = quantizer
 
     def encode(self, images: Tensor) -> Tensor:

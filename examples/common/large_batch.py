@@ -4,12 +4,13 @@ The pictures are embedded once. A step then embeds the captions, computes the lo
 pairs, and sends the gradient of the text features back through the text tower chunk by chunk, so
 that no more than one chunk's activations exist at a time.
 
-    python -m examples.common.large_batch eager 16384 256    # time and memory of one loss, as JSON
+    python -m examples.common.large_batch 16384 256 fused eager    # time and memory, as JSON
 """
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 
 import tilewise as tw
 from benchmarks.baselines import eager_sigmoid_loss
-from benchmarks.harness.measure import peak_here
+from benchmarks.harness.measure import Call, peak_here, time_once
 from examples.common.data import Scenes
 from examples.common.towers import PAD
 
@@ -68,41 +69,52 @@ def step_text(text_tower, tokens, image_features, logit_scale, logit_bias, loss_
     return loss.item(), seconds
 
 
-# ---- time and memory of one loss, in a process of its own
+# ---- time and memory of the losses
 
 
-def measure_here(name: str, batch: int, dim: int) -> dict:
-    """Seconds (the better of two) and extra peak memory of a loss with its gradients, as in the
-    large-batch steps: text features, scale and bias get a gradient, image features do not."""
+def call(name: str, batch: int, dim: int) -> Call:
+    """A loss with its gradients as in the large-batch steps: text features, scale and bias get
+    one, image features do not."""
     generator = torch.Generator().manual_seed(0)
     image, text = F.normalize(torch.randn(2, batch, dim, generator=generator), dim=2).unbind()
     scalars = [torch.tensor(v, requires_grad=True) for v in (20.0, -12.0)]
     text.requires_grad_()
     small = [t[:64].detach().requires_grad_() for t in (image, text)]
     LOSSES[name](*small, *scalars).backward()  # one-time costs are not the batch's
-    seconds = []
-
-    def step():
-        began = time.perf_counter()
-        LOSSES[name](image, text, *scalars).backward()
-        seconds.append(time.perf_counter() - began)
-
-    peak_mb = peak_here(step) / 2**20
-    step()
-    return {"seconds": min(seconds), "peak_mb": peak_mb}
+    return lambda: LOSSES[name](image, text, *scalars).backward()
 
 
-def measure(name: str, batch: int, dim: int) -> dict | None:
-    """measure_here in a fresh process; None where the machine's memory does not suffice."""
+def measure_here(batch: int, dim: int, names: list[str]) -> dict[str, dict]:
+    """Of each loss the extra peak memory, and the seconds of its best call: they take turns, twice
+    or for half a second."""
+    calls = {name: call(name, batch, dim) for name in names}
+    costs: dict[str, dict] = {
+        name: {"peak_mb": peak_here(one) / 1e6, "seconds": math.inf} for name, one in calls.items()
+    }
+    began, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - began < 0.5:
+        for name, one in calls.items():
+            costs[name]["seconds"] = min(costs[name]["seconds"], time_once(one, "cpu") / 1000)
+        rounds += 1
+    return costs
+
+
+def measure(batch: int, dim: int) -> dict[str, dict | None]:
+    """measure_here in a fresh process; None for a loss that needs more memory than is free."""
+    names = [name for name in LOSSES if name != "eager" or _fits(batch)]
+    command = [sys.executable, "-m", "examples.common.large_batch", str(batch), str(dim), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict.fromkeys(LOSSES) | json.loads(done.stdout)
+
+
+def _fits(batch: int) -> bool:
+    """Whether six matrices of logits and some air fit into the memory that is free."""
     meminfo = Path("/proc/meminfo")
-    if name == "eager" and meminfo.exists():
-        available = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvail"))
-        if int(available.split()[1]) * 1024 < 7 * 4 * batch**2:  # six logit-sized tensors and air
-            return None
-    command = [sys.executable, "-m", "examples.common.large_batch", name, str(batch), str(dim)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    if not meminfo.exists():
+        return True
+    available = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvail"))
+    return int(available.split()[1]) * 1024 > 7 * 4 * batch**2
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_here(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(measure_here(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])))

@@ -64,7 +64,7 @@ def measure(
         path.unlink()
     rows = features.numel() // features.shape[1]
     costs = {
-        name: {"ms": statistics.median(times[name]), "peak_mb": peak / 2**20}
+        name: {"ms": statistics.median(times[name]), "peak_mb": peak / 1e6}
         for name, peak in zip(NAMES, peaks, strict=True)
     }
     return {"rows": rows, "codes": codes, "dim": features.shape[1], **costs}

