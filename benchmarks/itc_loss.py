@@ -42,20 +42,11 @@ def products(inputs: bench.Inputs, kind: str):
     return call
 
 
-def by_position(loss):
-    """The loss as a function of the inputs in their order."""
-
-    def call(query, keys, scale, queue, teacher_query, alpha):
-        return loss(query, keys, scale, queue=queue, teacher_query=teacher_query, alpha=alpha)
-
-    return call
-
-
 def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that computes this loss on `device`."""
-    eager = by_position(baselines.eager_itc_loss)
+    eager = baselines.eager_itc_loss
     return {
-        bench.OURS: bench.of_function(by_position(tw.itc_loss)),
+        bench.OURS: bench.of_function(tw.itc_loss),
         bench.PRODUCTS: bench.Implementation(products, bench.matrices(1.5, "B", "Q")),
         bench.EAGER: bench.of_function(eager, bench.matrices(8.5, "B", "Q")),
         bench.COMPILED: bench.of_function(baselines.compiled(eager), bench.matrices(6, "B", "Q")),
