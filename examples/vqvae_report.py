@@ -291,4 +291,4 @@ def _apart(axis, result: dict) -> None:
                       color=COLORS["tilewise"], markersize=3,
                       label="on the same features and codes")  # fmt: skip
     axis.set(title="Tilewise against eager, relative difference")
-    axis.legend(loc="center right")
+    axis.legend(loc="best")
