@@ -158,6 +158,8 @@ def test_codebooks_set_by_hand():
     gumbel = tw.nn.GumbelQuantizer(16, 32, 8)
     gumbel.codebook = rows(32, 8)
     assert torch.equal(gumbel.codebook, rows(32, 8)) and gumbel.embed.weight.requires_grad
+    with pytest.raises(AttributeError, match="codebook"):
+        residual().codebook = rows(4, 32, 16)
     for module, name, codes in (
         (quantizer(), "codebook", rows(31, 16)), (gumbel, "codebook", rows(32, 16)),
         (residual(), "codebooks", rows(2, 32, 16)), (grouped(), "codebooks", rows(3, 4, 32, 8)),

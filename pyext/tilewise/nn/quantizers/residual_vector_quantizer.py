@@ -151,6 +151,11 @@ class ResidualVectorQuantizer(Quantizer):
             layer.codebook = codes
 
     @property
+    def codebook(self) -> Tensor:
+        """None: so that assigning to it is an error, as there are several."""
+        raise AttributeError("codebook: a residual quantiser has codebooks")
+
+    @property
     def codebook_size(self) -> int:
         """The number of codes of the first layer; `codebook_sizes` has those of all."""
         return self.codebook_sizes[0]
