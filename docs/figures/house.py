@@ -46,9 +46,9 @@ def draw() -> plt.Figure:
     box(axes, 70, 17, 28, 14, TRITON, "triton", "kernels/<op>.py",
         "chunks and launches in Python,", "a tile in @triton.jit;", "imported on first use")
 
-    box(axes, 2, 8.5, 24, 6, REFERENCE, "", "_philox · _precision · _shapes")
+    box(axes, 2, 8.5, 24, 6, REFERENCE, "", "_philox · _precision · _matches")
     box(axes, 30, 8.5, 36, 6, CPU, "", "contrast · positives · matmul · rows_along",
-        "simd: lanes · noise · line · pack")  # fmt: skip
+        "simd: lanes · lane_math · lane_sum · noise")  # fmt: skip
     box(axes, 70, 8.5, 28, 6, TRITON, "", "_contrast · _rows · _philox · _common")
 
     box(axes, 2, 1, 96, 5.2, PROOF, "", "tests/common: inputs that break things, the error budget"
