@@ -45,7 +45,7 @@ class Copy:
         # No byte code: that of a file of the same size and second would be taken for this one's.
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self.folder / ".hypothesis"),
         }
         return subprocess.Popen(
