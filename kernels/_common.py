@@ -1,7 +1,8 @@
 """What the launchers of all Triton kernels share: tiles, precision, operands, products."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,17 @@ def architecture(device: torch.device) -> str:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+@contextlib.contextmanager
+def launching(**tensors: Tensor) -> Iterator[str]:
+    """Below autograd and autocast, on the device of `tensors`, whose architecture it yields."""
+    for name, x in tensors.items():
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {x.dtype}")
+    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), on_device:
+        yield architecture(x.device)
 
 
 def product_kind(dtype: torch.dtype, arch: str) -> str:

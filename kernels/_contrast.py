@@ -1,7 +1,11 @@
-"""What the losses over all image-text pairs share: tiles of dots, sums of exponentials, chunks."""
+"""What the losses over all image-text pairs share: one engine, with an epilogue for tiles of dots.
+
+A kernel computes a tile by `tile_of_dots` and hands it to `tiles`, which calls the kernel's
+epilogue for a piece of its columns at a time. `Launch` runs it on one of the `chunks` of logits.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,6 +39,8 @@ DEFAULT_TILES = {
     "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
     "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
 }
+# Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
+SIZES = ["rows", "cols", "offset"]
 
 # x of what is outside, and where maxima begin. Not -inf, because -inf - -inf is NaN.
 LOWEST = tl.constexpr(-1e35)
@@ -42,15 +48,10 @@ SMALLEST_RATE = 1e-30  # (LOWEST - x) * rate must be far below 0 for a logit_sca
 
 
 @triton.jit
-def sum_per_thread(x, THREADS: tl.constexpr):
-    """(THREADS,) sums of the elements that each thread holds: nothing moves between threads."""
-    return tl.sum(tl.reshape(x, (THREADS, x.numel // THREADS), can_reorder=True), 1)
-
-
-@triton.jit
-def tile_corner(rows, cols, TILE_M: tl.constexpr, TILE_N: tl.constexpr, GROUP: tl.constexpr):
+def tile_corner(rows, cols, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
     """The first row and column of this program's tile."""
     # GROUP rows of tiles are walked column by column: what runs together shares features in L2.
+    GROUP: tl.constexpr = 8
     program = tl.program_id(0)
     in_group = GROUP * tl.cdiv(cols, TILE_N)
     first = program // in_group * GROUP
@@ -62,15 +63,17 @@ def tile_corner(rows, cols, TILE_M: tl.constexpr, TILE_N: tl.constexpr, GROUP: t
 
 @triton.jit
 def tile_of_dots(
-    image_ptr, text_ptr, row, col, rows, cols, depth, image_stride, text_stride,
+    image_ptr, text_ptr, rows, cols, depth, image_stride, text_stride,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PRECISION: tl.constexpr,
     EVEN: tl.constexpr, TMA: tl.constexpr,
 ):
-    """(TILE_M, TILE_N) float32: <image_i, text_j>. `depth` is a multiple of TILE_K.
+    """The first row and column of this program's tile, (TILE_M, TILE_N) float32 <image_i, text_j>.
 
-    With EVEN, rows and cols are of theirs. Rows and columns outside are 0 with TMA, else they
-    repeat the last one: no load has a mask.
+    `image_ptr` (rows, depth) and `text_ptr` (cols, depth) have rows of unit stride, or are
+    descriptors if TMA; `depth` is a multiple of TILE_K, and with EVEN rows and cols are of theirs.
+    Rows and columns outside are 0 with TMA, else they repeat the last one: no load has a mask.
     """
+    row, col = tile_corner(rows, cols, TILE_M, TILE_N)
     dots = tl.zeros((TILE_M, TILE_N), tl.float32)
     if TMA:
         for k in range(0, depth, TILE_K):
@@ -91,7 +94,60 @@ def tile_of_dots(
             )
             image_ptr += TILE_K
             text_ptr += TILE_K
-    return dots
+    return row, col, dots
+
+
+@triton.jit
+def tiles(
+    EPILOGUE: tl.constexpr,  # takes what follows, but for PIECES, and returns the new state
+    dots,  # (TILE_M, WIDTH) float32
+    state,  # what the epilogue adds up
+    row, col,  # of the tile's first element
+    pairs,  # rows, cols and what `matches` takes
+    operands,  # the epilogue's own
+    AT: tl.constexpr,  # the column of the tile that `dots` begin with
+    EVEN: tl.constexpr,
+    OPTION: tl.constexpr,  # the epilogue's own
+    PIECES: tl.constexpr,
+):
+    """Gives `dots` to EPILOGUE, a piece of columns at a time from left to right."""
+    if PIECES > 1:
+        HALF: tl.constexpr = dots.shape[1] // 2
+        left, right = tl.split(dots.reshape(dots.shape[0], 2, HALF).permute(0, 2, 1))
+        state = tiles(
+            EPILOGUE, left, state, row, col, pairs, operands, AT, EVEN, OPTION, PIECES // 2
+        )
+        state = tiles(
+            EPILOGUE, right, state, row, col, pairs, operands, AT + HALF, EVEN, OPTION, PIECES // 2
+        )
+    elif col + AT < pairs[1]:  # a branch also keeps the compiler from mixing pieces, and so from
+        state = EPILOGUE(dots, state, row, col, pairs, operands, AT, EVEN, OPTION)  # spilling
+    return state
+
+
+@triton.jit
+def matches(i, j, pairs, EVEN: tl.constexpr):
+    """(len(i), len(j)): whether image i matches text j. Nothing outside does.
+
+    With ids, (rows,) and (cols,) int32 >= 0, equal ones match, else image i and text i + offset.
+    """
+    rows, cols, offset, image_ids_ptr, text_ids_ptr = pairs
+    if image_ids_ptr is None:
+        image_id = i + offset
+        text_id = j
+    else:
+        image_id = tl.load(image_ids_ptr + i, mask=i < rows, other=-1)
+        text_id = tl.load(text_ids_ptr + j, mask=j < cols, other=-2)
+    if not EVEN:
+        image_id = tl.where(i < rows, image_id, -1)
+        text_id = tl.where(j < cols, text_id, -(2**31))
+    return image_id[:, None] == text_id[None, :]
+
+
+@triton.jit
+def sum_per_thread(x, THREADS: tl.constexpr):
+    """(THREADS,) sums of the elements that each thread holds: nothing moves between threads."""
+    return tl.sum(tl.reshape(x, (THREADS, x.numel // THREADS), can_reorder=True), 1)
 
 
 @triton.jit
@@ -101,6 +157,13 @@ def add_exponentials(x, largest, total, rate):
     total *= tl.exp2((largest - higher) * rate)
     total += tl.sum(tl.exp2((x - higher[:, None]) * rate), 1)
     return higher, total
+
+
+@triton.jit
+def part_of_rows(row, col, rows, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
+    """(TILE_M,): where this tile's rows are in `Launch.row_parts`."""
+    padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
+    return col // TILE_N * padded_rows + row + tl.arange(0, TILE_M)
 
 
 def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,12 +180,7 @@ def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor) -> None:
     state[0] = largest
 
 
-def register_limit(arch: str, tile: Tile) -> dict[str, int]:
-    """A launch's option for two programs on one SM: left alone, ptxas takes more than it needs."""
-    return {"maxnreg": 128} if arch.startswith("sm_") and tile.warps == 8 else {}
-
-
-def number(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The same equalities in int32 numbers from 0, which take half the registers."""
     ids, order = torch.cat([image_ids, text_ids]).sort()
     changes = torch.zeros_like(ids, dtype=torch.int32)
@@ -139,8 +197,13 @@ class Chunk(NamedTuple):
     cols: slice
     image: Tensor  # of these rows
     text: Tensor  # of these columns
-    diagonal: int  # row i of the chunk matches column i + diagonal of it
-    ids: tuple[Tensor, Tensor] | None  # of these rows and columns: equal ones match instead
+    offset: int  # row i of the chunk matches column i + offset of it
+    image_ids: Tensor | None  # of these rows and columns: equal ones match instead
+    text_ids: Tensor | None
+
+    @property
+    def matches(self) -> tuple[int, Tensor | None, Tensor | None]:
+        return self.offset, self.image_ids, self.text_ids
 
 
 def chunk_size(image: Tensor, text: Tensor, tile: Tile, cols: int, size: int) -> tuple[int, int]:
@@ -164,8 +227,103 @@ def chunks(
         for r in range(0, len(image), size[0]):
             x = image[r : r + size[0]]
             # From len(y) on there is no match.
-            diagonal = len(y) if positives is None else r + positives - c
-            diagonal = min(max(diagonal, -len(x)), len(y))
+            offset = len(y) if positives is None else r + positives - c
+            offset = min(max(offset, -len(x)), len(y))
             rows, cols = slice(r, r + len(x)), slice(c, c + len(y))
-            here = ids and (ids[0][rows], ids[1][cols])
-            yield Chunk(rows, cols, x, y, diagonal, here)
+            here = (ids[0][rows], ids[1][cols]) if ids else (None, None)
+            yield Chunk(rows, cols, x, y, offset, *here)
+
+
+class Launch(NamedTuple):
+    """How one call's kernels multiply features."""
+
+    arch: str
+    kind: str  # of product
+    tile: Tile
+
+    @classmethod
+    def of(cls, features: Tensor, tiles: dict[tuple[str, str], Tile]) -> "Launch":
+        arch = _common.architecture(features.device)
+        kind = _common.product_kind(features.dtype, arch)
+        return cls(arch, kind, _common.choose_tile(tiles, DEFAULT_TILES, arch, kind))
+
+    @property
+    def threads(self) -> int:
+        return self.tile.warps * _common.warp_size(self.arch)
+
+    @property
+    def limit(self) -> dict[str, int]:
+        """An option of `run`, for two programs on one SM where ptxas takes more than it needs."""
+        return {"maxnreg": 128} if self.arch.startswith("sm_") and self.tile.warps == 8 else {}
+
+    def operand(self, features: Tensor) -> Tensor:
+        """`features` as kernels read them, D rounded up to a multiple of the tile's depth."""
+        return _common.operand(features, self.tile.depth)
+
+    def grid(self, chunk: Chunk) -> tuple[int, int]:
+        """Tiles in a column and in a row."""
+        return (
+            triton.cdiv(len(chunk.image), self.tile.rows),
+            triton.cdiv(len(chunk.text), self.tile.cols),
+        )
+
+    def row_parts(self, chunk: Chunk, *before: int, dtype=torch.float32) -> Tensor:
+        """(*before, tiles in a row, rows) of uninitialised memory with room for whole tiles."""
+        high, wide = self.grid(chunk)
+        new = chunk.image.new_empty(*before, wide, high * self.tile.rows, dtype=dtype)
+        return new[..., : len(chunk.image)]
+
+    def col_parts(self, chunk: Chunk, *before: int, dtype=torch.float32) -> Tensor:
+        """(*before, tiles in a column, cols), the same."""
+        high, wide = self.grid(chunk)
+        new = chunk.image.new_empty(*before, high, wide * self.tile.cols, dtype=dtype)
+        return new[..., : len(chunk.text)]
+
+    def workspace(self, image: Tensor, size: tuple[int, int], *before: int) -> Tensor:
+        """(*before, rows, cols) of features' dtype for a chunk of any `size` up to this."""
+        rows, cols = (_common.round_up(n, self.tile[axis]) for axis, n in enumerate(size))
+        return image.new_empty(*before, rows, cols)
+
+    def run(self, kernel, chunk: Chunk, *operands, **constants) -> None:
+        """Launches `kernel` on a chunk, one program a tile."""
+        tile, kind = self.tile, self.kind
+        rows, cols = len(chunk.image), len(chunk.text)
+        kernel[(math.prod(self.grid(chunk)),)](
+            _common.source(chunk.image, tile.rows, tile, kind),
+            _common.source(chunk.text, tile.cols, tile, kind),
+            rows, cols, chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0),
+            *operands,
+            TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
+            PRECISION="ieee" if kind == "half" else kind,
+            EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma, **constants,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )
+
+    def gradients(
+        self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],
+        needs: tuple[bool, ...], dz: Callable[[Chunk, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What dz returns, summed over chunks; dz @ text and dz^T @ image, empty if not needed.
+
+        dz(chunk, out) fills d(loss)/d(logit) of a chunk of at most `size` into `out`. `needs`: of
+        the images, of the texts, and whatever else needs the sum.
+        """
+        def new_gradient(needed: bool, x: Tensor) -> Tensor:
+            new = x.new_empty if len(image) and len(text) else x.new_zeros  # products write it all
+            return new(x.shape if needed else 0, dtype=torch.float32)
+
+        d_image, d_text = new_gradient(needs[0], image), new_gradient(needs[1], text)
+        sums = image.new_zeros((), dtype=torch.float64)
+        if not any(needs):
+            return sums, d_image, d_text
+        workspace = self.workspace(image, size)
+        for chunk in chunks:
+            grad = workspace[: len(chunk.image), : len(chunk.text)]
+            sums = sums + dz(chunk, grad)
+            if needs[0]:
+                begun = chunk.cols.start > 0
+                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=begun)
+            if needs[1]:
+                begun = chunk.rows.start > 0
+                _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
+        return sums, d_image, d_text

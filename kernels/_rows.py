@@ -1,11 +1,8 @@
 """What the launchers of random ops share: tensors as rows of columns, and tiles of them."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -44,16 +41,6 @@ def choose_tile(cols: int, arch: str, width: int | None = None) -> Tile:
     rows = max(elements // width, 1) if width >= cols else 1
     threads = min(max(rows * width // 16, 128), 512)
     return Tile(rows, width, threads // _common.warp_size(arch))
-
-
-@contextlib.contextmanager
-def launching(name: str, x: Tensor) -> Iterator[str]:
-    """Below autograd and autocast, on the device of `x`, whose architecture it yields."""
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {x.dtype}")
-    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), on_device:
-        yield _common.architecture(x.device)
 
 
 def as_rows(x: Tensor, dim: int) -> Tensor:

@@ -1,9 +1,8 @@
 """CLIP's loss in Triton: a pass over the logits for sums of exponentials, another for gradients."""
 
-import contextlib
+import math
 
 import torch
-import triton
 from torch import Tensor
 
 from tilewise.kernels import _common, _contrast
@@ -16,6 +15,7 @@ from tilewise.kernels._clip_loss_tiles import (
     clip_sums_tile,
 )
 from tilewise.kernels._common import Tile
+from tilewise.kernels._contrast import Chunk, Launch
 
 CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
@@ -89,11 +89,9 @@ class ClipLoss:
     def __init__(self, image_features, text_features, scale, positives, ids, smoothing):
         rows, cols = len(image_features), len(text_features)
         device = image_features.device
-        self.arch = _common.architecture(device)
-        self.kind = _common.product_kind(image_features.dtype, self.arch)
-        self.tile = _common.choose_tile(TILES, _contrast.DEFAULT_TILES, self.arch, self.kind)
-        self.image = _common.operand(image_features, self.tile.depth)
-        self.text = _common.operand(text_features, self.tile.depth)
+        self.launch = Launch.of(image_features, TILES)
+        self.image = self.launch.operand(image_features)
+        self.text = self.launch.operand(text_features)
         self.smoothed = smoothing > 0
         self.sign, self.rate = _contrast.sign_and_rate(scale.reshape(()))
         self.scalars = torch.stack([self.sign, self.rate])
@@ -113,91 +111,55 @@ class ClipLoss:
         for side in (self.images, self.texts):
             side.begin(self.unit)
 
-    def run(self, kernel, chunk: _contrast.Chunk, *outputs) -> Tensor:
+    def run(self, kernel, chunk: Chunk, *outputs) -> Tensor:
         """Launches `kernel`; returns the sum of what its programs add up, float64."""
-        tile, kind = self.tile, self.kind
-        rows, cols = len(chunk.image), len(chunk.text)
-        images, texts = self.images.state[chunk.rows], self.texts.state[chunk.cols]
-        programs = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
-        sums = images.new_empty(programs)
-        threads = tile.warps * _common.warp_size(self.arch)
-        kernel[(programs,)](
-            _common.source(chunk.image, tile.rows, tile, kind),
-            _common.source(chunk.text, tile.cols, tile, kind),
-            images, texts, self.scalars,
-            rows, cols, chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0),
-            chunk.diagonal, *(chunk.ids or (images, texts)),
-            *outputs, sums,
-            TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
-            THREADS=threads, GROUP=8,
-            PRECISION="ieee" if kind == "half" else kind,
-            EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma,
-            IDS=chunk.ids is not None, SMOOTHED=self.smoothed,
-            num_warps=tile.warps, num_stages=tile.stages,
-            **_contrast.register_limit(self.arch, tile),
+        sums = self.scalars.new_empty(math.prod(self.launch.grid(chunk)))
+        self.launch.run(
+            kernel, chunk, *chunk.matches,
+            self.images.state[chunk.rows], self.texts.state[chunk.cols], self.scalars, sums,
+            *outputs, THREADS=self.launch.threads, SMOOTHED=self.smoothed, **self.launch.limit,
         )
         return sums.sum(dtype=torch.float64)
 
-    def add_sums(self, chunk: _contrast.Chunk) -> Tensor:
+    def add_sums(self, chunk: Chunk) -> Tensor:
         """Pass 1 on a chunk; returns its sum of target * x."""
-        rows, cols = len(chunk.image), len(chunk.text)
-        high, wide = triton.cdiv(rows, self.tile.rows), triton.cdiv(cols, self.tile.cols)
-        new = self.images.state.new_empty
-        row_parts = new(2, wide, high * self.tile.rows)[..., :rows]
-        col_parts = new(2, high, wide * self.tile.cols)[..., :cols]
+        row_parts = self.launch.row_parts(chunk, 2)
+        col_parts = self.launch.col_parts(chunk, 2)
         targets = self.run(clip_sums_tile, chunk, row_parts, col_parts)
         self.images.add(chunk.rows, row_parts, self.rate)
         self.texts.add(chunk.cols, col_parts, self.rate)
         return targets
 
-    def gradient(self, chunk: _contrast.Chunk, grad: Tensor) -> Tensor:
+    def gradient(self, chunk: Chunk, grad: Tensor) -> Tensor:
         """Pass 2 on a chunk, into `grad`; returns its sum of dz * x."""
         return self.run(clip_gradient_tile, chunk, grad, grad.stride(0))
 
 
 def _clip_loss(image_features, text_features, scale, positives, ids, smoothing, needs):
     clip = ClipLoss(image_features, text_features, scale, positives, ids, smoothing)
-    image, text, tile, depth = clip.image, clip.text, clip.tile, image_features.shape[1]
-    need_image, need_text, need_scale = needs
-    size = _contrast.chunk_size(image, text, tile, CHUNK_COLS, CHUNK_BYTES)
-    numbers = ids and _contrast.number(*ids)
-
-    def chunks():
-        return _contrast.chunks(image, text, positives, numbers, size)
+    image, text, launch, depth = clip.image, clip.text, clip.launch, image_features.shape[1]
+    size = _contrast.chunk_size(image, text, launch.tile, CHUNK_COLS, CHUNK_BYTES)
+    numbers = ids and _contrast.renumber(*ids)
+    chunks = list(_contrast.chunks(image, text, positives, numbers, size))
 
     scale = scale.reshape(())
     zero = image.new_zeros((), dtype=torch.float64)
-    targets = sum((clip.add_sums(chunk) for chunk in chunks()), zero)
+    targets = sum((clip.add_sums(chunk) for chunk in chunks), zero)
     size_of_scale = scale.double().abs()
     log_sums = clip.images.log_sums(size_of_scale) + clip.texts.log_sums(size_of_scale)
     loss = ((log_sums - targets * size_of_scale) / clip.unit).float()
     for side in (clip.images, clip.texts):
         side.end_of_sums()
 
-    def new_gradient(needed: bool, x: Tensor) -> Tensor:
-        new = x.new_empty if len(image) and len(text) else x.new_zeros  # products write all of it
-        return new(x.shape if needed else 0, dtype=torch.float32)
-
-    d_image, d_text, d_scale = new_gradient(need_image, image), new_gradient(need_text, text), zero
-    if any(needs):
-        workspace = image.new_empty(
-            _common.round_up(size[0], tile.rows), _common.round_up(size[1], tile.cols)
-        )
-        for chunk in chunks():
-            grad = workspace[: len(chunk.image), : len(chunk.text)]
-            d_scale = d_scale + clip.gradient(chunk, grad)
-            if need_image:
-                begun = chunk.cols.start > 0
-                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=begun)
-            if need_text:
-                begun = chunk.rows.start > 0
-                _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
+    d_scale, d_image, d_text = launch.gradients(
+        image, text, chunks, size, needs, clip.gradient
+    )
     factor = scale / clip.unit
     return (
         loss,
         d_image.mul_(factor)[..., :depth].contiguous(),
         d_text.mul_(factor)[..., :depth].contiguous(),
-        (d_scale * clip.sign / clip.unit).float() if need_scale else loss.new_empty(0),
+        (d_scale * clip.sign / clip.unit).float() if needs[2] else loss.new_empty(0),
     )
 
 
@@ -229,13 +191,9 @@ def clip_loss(
     Cost: 4 matrix products of B*N*D (1 if nothing is needed), memory O((B + N) * D) plus
     CHUNK_BYTES.
     """
-    dtype, device = image_features.dtype, image_features.device
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"image_features: expected float16, bfloat16 or float32, got {dtype}")
+    needs = (need_image, need_text, need_scale)
     ids = None if image_ids is None else (image_ids, text_ids)
-    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), on_device:
+    with _common.launching(image_features=image_features):
         return _clip_loss(
-            image_features, text_features, logit_scale, positives, ids, label_smoothing,
-            (need_image, need_text, need_scale),
+            image_features, text_features, logit_scale, positives, ids, label_smoothing, needs
         )

@@ -5,7 +5,6 @@ of the rows does not keep one program busy while the others wait; parts are summ
 of each code. Every sum has an order that depends on sizes alone.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -156,8 +155,5 @@ def code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
     Cost: traffic of x once and of the sums three times; memory of the sums, once or twice, and 24
     bytes for each row.
     """
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"x: expected float16, bfloat16 or float32, got {x.dtype}")
-    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), on_device:
+    with _common.launching(x=x):
         return _code_sums(x, index, num_codes)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _philox, _rows
+from tilewise.kernels import _common, _philox, _rows
 
 WIDEST = 2048  # columns of a tile
 
@@ -167,7 +167,7 @@ def gaussian_sample(
 
     Cost: traffic of the inputs and of z.
     """
-    with _rows.launching("mean", mean) as arch:
+    with _common.launching(mean=mean) as arch:
         m, v = as_rows(mean), as_rows(logvar)
         rows, cols = m.shape
         z = m.new_empty(rows, cols)
@@ -199,7 +199,7 @@ def gaussian_sample_backward(
 
     Cost: traffic of d_z, the inputs and the results.
     """
-    with _rows.launching("mean", mean) as arch:
+    with _common.launching(mean=mean) as arch:
         m, v = as_rows(mean), as_rows(logvar)
         rows, cols = m.shape
         d_mean, d_logvar = m.new_empty(rows, cols), m.new_empty(rows, cols)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _philox, _rows
+from tilewise.kernels import _common, _philox, _rows
 from tilewise.kernels.gumbel_softmax import LOWEST, first_maximum, perturbed
 
 SELECTED = 32  # up to so many indices are found among registers
@@ -160,7 +160,7 @@ def gumbel_argmax(
     Cost: one reading of the logits, two with `log_prob`. For k > SELECTED, and k > 1 of more than
     _rows.LONGEST columns, CHUNK_BYTES of workspace and a sort.
     """
-    with _rows.launching("logits", logits) as arch:
+    with _common.launching(logits=logits) as arch:
         x = _rows.as_rows(logits, dim)
         index = x.new_empty(len(x), k, dtype=torch.int64)
         if x.numel():

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _philox, _rows
+from tilewise.kernels import _common, _philox, _rows
 
 LONGEST_WITH_TAU = 4096  # columns: what the gradient by tau needs lies in registers beside the rest
 
@@ -305,7 +305,7 @@ def gumbel_softmax(
     Cost: traffic of the logits and of y; of a relaxed row beyond 2 * _rows.LONGEST columns, of the
     logits twice.
     """
-    with _rows.launching("logits", logits) as arch:
+    with _common.launching(logits=logits) as arch:
         x = _rows.as_rows(logits, dim)
         rows, cols = x.shape
         y = x.new_empty(rows, cols)
@@ -346,7 +346,7 @@ def gumbel_softmax_backward(
     Cost: traffic of the three, beyond LONGEST_WITH_TAU columns or _rows.LONGEST of the first two
     twice.
     """
-    with _rows.launching("saved", saved) as arch:
+    with _common.launching(saved=saved) as arch:
         x, dy = _rows.as_rows(saved, dim), _rows.as_rows(grad, dim)
         rows, cols = x.shape
         out = x.new_empty(rows, cols)

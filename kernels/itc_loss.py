@@ -1,6 +1,5 @@
 """BLIP's contrast in Triton: softmax-weighted means of the candidates, in two passes over them."""
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +9,16 @@ from torch import Tensor
 
 from tilewise.kernels import _common, _contrast
 from tilewise.kernels._common import Tile
-from tilewise.kernels._contrast import LOWEST, add_exponentials, tile_corner, tile_of_dots
+from tilewise.kernels._contrast import (
+    LOWEST,
+    SIZES,
+    Chunk,
+    Launch,
+    add_exponentials,
+    part_of_rows,
+    tile_of_dots,
+    tiles,
+)
 
 CHUNK_BYTES = 128 << 20  # workspace: the weights of one chunk of the candidates
 CHUNK_ROWS = 8192  # bounds what is kept of a query besides: sums in float64, its mean
@@ -33,118 +41,83 @@ def x_of_dots(dots, j, cols, sign, EVEN: tl.constexpr):
 
 @triton.jit
 def add_sums(
-    dots,  # (TILE_M, WIDTH) float32
-    largest, total,  # (TILE_M,): x and sum of exponentials
-    col, cols, sign, rate, EVEN: tl.constexpr, PIECES: tl.constexpr,
+    dots, sums, row, col, pairs, operands,
+    AT: tl.constexpr, EVEN: tl.constexpr, OPTION: tl.constexpr,
 ):
-    """Adds to the sums, a piece of columns at a time."""
-    TILE_M: tl.constexpr = dots.shape[0]
-    WIDTH: tl.constexpr = dots.shape[1]
-    if PIECES > 1:
-        HALF: tl.constexpr = WIDTH // 2
-        left, right = tl.split(dots.reshape(TILE_M, 2, HALF).permute(0, 2, 1))
-        largest, total = add_sums(
-            left, largest, total, col, cols, sign, rate, EVEN, PIECES // 2
-        )
-        largest, total = add_sums(
-            right, largest, total, col + HALF, cols, sign, rate, EVEN, PIECES // 2
-        )
-    elif col < cols:  # a branch also keeps the compiler from mixing pieces, and so from spilling
-        x = x_of_dots(dots, col + tl.arange(0, WIDTH), cols, sign, EVEN)
-        largest, total = add_exponentials(x, largest, total, rate)
-    return largest, total
+    """Adds to the largest x and the sum of exponentials, (TILE_M,) each."""
+    sign, rate = operands
+    j = col + AT + tl.arange(0, dots.shape[1])
+    return add_exponentials(x_of_dots(dots, j, pairs[1], sign, EVEN), sums[0], sums[1], rate)
 
 
 @triton.jit
 def store_weights(
-    dots,  # (TILE_M, WIDTH) float32
-    total, moment,  # (TILE_M,): sums of weights, as stored, and of weights * (x - largest)
-    weights_ptr, rest_ptr,  # (TILE_M, 1): where the first columns go
-    largest,  # (TILE_M,)
-    col, cols, sign, rate, EXPONENT: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    PIECES: tl.constexpr,
+    dots, sums, row, col, pairs, operands,
+    AT: tl.constexpr, EVEN: tl.constexpr, EXPONENT: tl.constexpr,
 ):
-    """Stores weights and adds to the sums, a piece of columns at a time."""
-    TILE_M: tl.constexpr = dots.shape[0]
-    WIDTH: tl.constexpr = dots.shape[1]
-    if PIECES > 1:
-        HALF: tl.constexpr = WIDTH // 2
-        left, right = tl.split(dots.reshape(TILE_M, 2, HALF).permute(0, 2, 1))
-        total, moment = store_weights(
-            left, total, moment, weights_ptr, rest_ptr, largest,
-            col, cols, sign, rate, EXPONENT, SPLIT, EVEN, PIECES // 2,
-        )
-        total, moment = store_weights(
-            right, total, moment, weights_ptr + HALF, rest_ptr + HALF, largest,
-            col + HALF, cols, sign, rate, EXPONENT, SPLIT, EVEN, PIECES // 2,
-        )
-    elif col < cols:
-        j = tl.arange(0, WIDTH)
-        away = x_of_dots(dots, col + j, cols, sign, EVEN) - largest[:, None]
-        weights = tl.exp2(away * rate + EXPONENT)
-        stored = weights.to(weights_ptr.dtype.element_ty)
-        tl.store(weights_ptr + j[None, :], stored)
-        total += tl.sum(stored.to(tl.float32), 1)
-        if SPLIT:
-            rest = (weights - stored.to(tl.float32)).to(rest_ptr.dtype.element_ty)
-            tl.store(rest_ptr + j[None, :], rest)
-            total += tl.sum(rest.to(tl.float32), 1)
-        else:
-            moment += tl.sum(weights * away, 1)
+    """Stores weights and adds to the sums of those, as stored, and of weights * (x - largest)."""
+    sign, rate, largest, weights_ptr, rest_ptr = operands
+    total, moment = sums
+    j = AT + tl.arange(0, dots.shape[1])
+    away = x_of_dots(dots, col + j, pairs[1], sign, EVEN) - largest[:, None]
+    weights = tl.exp2(away * rate + EXPONENT)
+    stored = weights.to(weights_ptr.dtype.element_ty)
+    tl.store(weights_ptr + j[None, :], stored)
+    total += tl.sum(stored.to(tl.float32), 1)
+    if rest_ptr is not None:
+        rest = (weights - stored.to(tl.float32)).to(rest_ptr.dtype.element_ty)
+        tl.store(rest_ptr + j[None, :], rest)
+        total += tl.sum(rest.to(tl.float32), 1)
+    else:
+        moment += tl.sum(weights * tl.maximum(away, LOWEST), 1)  # x may be -inf
     return total, moment
-
-
-# Sizes are not specialised on: every batch runs the same binary.
-SIZES = ["rows", "cols"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def itc_sums_tile(
-    query_ptr,  # (rows, depth), unit stride in a row; if TMA, a descriptor of it
-    candidates_ptr,  # (cols, depth), the same
+    query_ptr, candidates_ptr,  # (rows, depth), (cols, depth)
+    rows, cols, depth, query_stride, candidates_stride,  # see `tile_of_dots`
     scalars_ptr,  # the sign of x, the rate of its exponentials
-    rows, cols, depth, query_stride, candidates_stride,
     parts_ptr,  # (2, tiles in a row, rows rounded up to whole tiles) float32: largest x, sums
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
 ):
     """Pass 1: largest x and sum of exponentials of a tile's rows."""
-    row, col = tile_corner(rows, cols, TILE_M, TILE_N, GROUP)
-    dots = tile_of_dots(
-        query_ptr, candidates_ptr, row, col, rows, cols, depth, query_stride, candidates_stride,
+    row, col, dots = tile_of_dots(
+        query_ptr, candidates_ptr, rows, cols, depth, query_stride, candidates_stride,
         TILE_M, TILE_N, TILE_K, PRECISION, EVEN, TMA,
     )
-    largest, total = add_sums(
-        dots, tl.full((TILE_M,), LOWEST, tl.float32), tl.zeros((TILE_M,), tl.float32),
-        col, cols, tl.load(scalars_ptr), tl.load(scalars_ptr + 1), EVEN, PIECES,
+    sums = tl.full((TILE_M,), LOWEST, tl.float32), tl.zeros((TILE_M,), tl.float32)
+    largest, total = tiles(
+        add_sums, dots, sums, row, col, (rows, cols),
+        (tl.load(scalars_ptr), tl.load(scalars_ptr + 1)), 0, EVEN, None, PIECES,
     )
-    padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
-    parts_ptr += col // TILE_N * padded_rows + row + tl.arange(0, TILE_M)
+    parts_ptr += part_of_rows(row, col, rows, TILE_M, TILE_N)
     tl.store(parts_ptr, largest)
+    padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
     tl.store(parts_ptr + tl.cdiv(cols, TILE_N) * padded_rows, total)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def itc_weights_tile(
-    query_ptr, candidates_ptr, scalars_ptr,
-    rows, cols, depth, query_stride, candidates_stride,  # all as in pass 1
+    query_ptr, candidates_ptr,
+    rows, cols, depth, query_stride, candidates_stride, scalars_ptr,  # all as in pass 1
     largest_ptr,  # (rows,) float32: x
     weights_ptr,  # (rows, cols) rounded up to whole tiles, unit stride in a row
-    rest_ptr,  # the same: if SPLIT, what rounding took of the weights
+    rest_ptr,  # the same: what rounding took of the weights; or None
     weights_stride,
-    sums_ptr,  # (1 if SPLIT else 2, tiles in a row, rows rounded up to whole tiles) float32
+    sums_ptr,  # (1 with rest_ptr, else 2, tiles in a row, rows rounded up to whole tiles) float32
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
-    EXPONENT: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
+    EXPONENT: tl.constexpr,
 ):
     """Pass 2: weights = 2^EXPONENT * exp(z - largest z) of one tile.
 
-    And the sums over its rows of the weights as stored and, without SPLIT, of
+    And the sums over its rows of the weights as stored and, without a rest, of
     weights * (x - largest).
     """
-    row, col = tile_corner(rows, cols, TILE_M, TILE_N, GROUP)
-    dots = tile_of_dots(
-        query_ptr, candidates_ptr, row, col, rows, cols, depth, query_stride, candidates_stride,
+    row, col, dots = tile_of_dots(
+        query_ptr, candidates_ptr, rows, cols, depth, query_stride, candidates_stride,
         TILE_M, TILE_N, TILE_K, PRECISION, EVEN, TMA,
     )
     i = row + tl.arange(0, TILE_M)
@@ -152,16 +125,20 @@ def itc_weights_tile(
         largest = tl.load(largest_ptr + i)
     else:  # rows outside get weights of 0, whatever their dots are
         largest = tl.load(largest_ptr + i, mask=i < rows, other=-LOWEST)
-    offset = i[:, None].to(tl.int64) * weights_stride + col
+    at = i[:, None].to(tl.int64) * weights_stride + col
+    weights_ptr += at
+    if rest_ptr is not None:
+        rest_ptr += at
     zero = tl.zeros((TILE_M,), tl.float32)
-    total, moment = store_weights(
-        dots, zero, zero, weights_ptr + offset, rest_ptr + offset, largest,
-        col, cols, tl.load(scalars_ptr), tl.load(scalars_ptr + 1), EXPONENT, SPLIT, EVEN, PIECES,
+    total, moment = tiles(
+        store_weights, dots, (zero, zero), row, col, (rows, cols),
+        (tl.load(scalars_ptr), tl.load(scalars_ptr + 1), largest, weights_ptr, rest_ptr),
+        0, EVEN, EXPONENT, PIECES,
     )
-    padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
-    sums_ptr += col // TILE_N * padded_rows + i
+    sums_ptr += part_of_rows(row, col, rows, TILE_M, TILE_N)
     tl.store(sums_ptr, total)
-    if not SPLIT:
+    if rest_ptr is None:
+        padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
         tl.store(sums_ptr + tl.cdiv(cols, TILE_N) * padded_rows, moment)
 
 
@@ -169,15 +146,10 @@ class ItcLoss:
     """One call's operands, and the launches on a chunk of them."""
 
     def __init__(self, query, keys, scale, queue, teacher_query):
-        self.arch = _common.architecture(query.device)
-        self.kind = _common.product_kind(query.dtype, self.arch)
-        self.tile = _common.choose_tile(TILES, _contrast.DEFAULT_TILES, self.arch, self.kind)
-        depth = self.tile.depth
-        self.query = _common.operand(query, depth)  # (B, D rounded up), as are the others
-        self.teacher = None if teacher_query is None else _common.operand(teacher_query, depth)
-        self.segments = [
-            _common.operand(x, depth) for x in (keys, queue) if x is not None and len(x)
-        ]
+        self.launch = launch = Launch.of(query, TILES)
+        self.query = launch.operand(query)  # (B, D rounded up), as are the others
+        self.teacher = None if teacher_query is None else launch.operand(teacher_query)
+        self.segments = [launch.operand(x) for x in (keys, queue) if x is not None and len(x)]
         self.scale = scale.double().abs()
         self.sign, self.rate = _contrast.sign_and_rate(scale)
         self.scalars = torch.stack([self.sign, self.rate])
@@ -190,59 +162,35 @@ class ItcLoss:
 
     def chunk_size(self) -> tuple[int, int]:
         """Queries and candidates of a chunk: as many candidates as fit beside few queries."""
-        x, tile, budget = self.query, self.tile, CHUNK_BYTES // self.splits
+        x, tile, budget = self.query, self.launch.tile, CHUNK_BYTES // self.splits
         rows = _common.round_up(max(min(len(x), CHUNK_ROWS), 1), tile.rows)
         fitting = budget // (rows * x.element_size()) // tile.cols * tile.cols
         longest = max(self.segments, key=len)
         size = _contrast.chunk_size(x, longest, tile, max(fitting, CHUNK_COLS), budget)
         return min(size[0], rows), size[1]
 
-    def chunks(self, rows: Tensor) -> Iterator[_contrast.Chunk]:
+    def chunks(self, rows: Tensor) -> Iterator[Chunk]:
         """All candidates, for at most as many queries as a chunk has."""
         for segment in self.segments:
             yield from _contrast.chunks(rows, segment, None, None, self.size)
-
-    def run(self, kernel, chunk: _contrast.Chunk, *outputs, **constants) -> None:
-        """Launches `kernel`."""
-        tile, kind = self.tile, self.kind
-        rows, cols = len(chunk.image), len(chunk.text)
-        programs = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
-        kernel[(programs,)](
-            _common.source(chunk.image, tile.rows, tile, kind),
-            _common.source(chunk.text, tile.cols, tile, kind),
-            self.scalars,
-            rows, cols, chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0),
-            *outputs,
-            TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces, GROUP=8,
-            PRECISION="ieee" if kind == "half" else kind,
-            EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma, **constants,
-            num_warps=tile.warps, num_stages=tile.stages,
-            **_contrast.register_limit(self.arch, tile),
-        )
-
-    def parts(self, chunk: _contrast.Chunk, *before: int) -> Tensor:
-        """(*before, tiles in a row, rows) float32, with room for whole tiles."""
-        rows, cols = len(chunk.image), len(chunk.text)
-        wide, high = triton.cdiv(cols, self.tile.cols), _common.round_up(rows, self.tile.rows)
-        return self.scalars.new_empty(*before, wide, high)[..., :rows]
 
     def sums(self, rows: Tensor) -> Tensor:
         """Pass 1: (2, rows) largest x and sums of exponentials."""
         state = self.scalars.new_zeros(2, len(rows))
         state[0] = LOWEST.value
         for chunk in self.chunks(rows):
-            parts = self.parts(chunk, 2)
-            self.run(itc_sums_tile, chunk, parts)
+            parts = self.launch.row_parts(chunk, 2)
+            self.launch.run(itc_sums_tile, chunk, self.scalars, parts, **self.launch.limit)
             _contrast.merge_exponentials(state, parts, self.rate)
         return state
 
-    def weigh(self, chunk: _contrast.Chunk, largest: Tensor, weights: Tensor) -> Tensor:
+    def weigh(self, chunk: Chunk, largest: Tensor, weights: Tensor) -> Tensor:
         """Pass 2 on a chunk, into `weights` (1 or 2, rows, cols); returns its sums, float64."""
-        split = len(weights) == 2
-        parts = self.parts(chunk, 1 if split else 2)
-        self.run(
-            itc_weights_tile, chunk, largest, weights[0], weights[-1], weights.stride(1), parts,
-            EXPONENT=self.exponent, SPLIT=split,
+        rest = weights[1] if len(weights) == 2 else None
+        parts = self.launch.row_parts(chunk, 3 - len(weights))
+        self.launch.run(
+            itc_weights_tile, chunk, self.scalars, largest, weights[0], rest, weights.stride(1),
+            parts, EXPONENT=self.exponent, **self.launch.limit,
         )
         return parts.sum(1, dtype=torch.float64)
 
@@ -256,8 +204,7 @@ class ItcLoss:
         are, and where one has nearly all of the weight, the others' keep their digits.
         """
         if self.workspace is None:
-            high, wide = (_common.round_up(n, self.tile[i]) for i, n in enumerate(self.size))
-            self.workspace = rows.new_empty(self.splits, high, wide)
+            self.workspace = self.launch.workspace(rows, self.size, self.splits)
         mean = rows.new_empty(rows.shape, dtype=torch.float32)
         sums = self.scale.new_zeros(3 - splits, len(rows))
         begun = False
@@ -337,12 +284,8 @@ def itc_loss(
     without a teacher 3 and 1), memory O(B * D) plus CHUNK_BYTES, and O((K + Q) * D) where features
     must be copied: their rows not aligned, or D no multiple of 64.
     """
-    dtype, device = query.dtype, query.device
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"query: expected float16, bfloat16 or float32, got {dtype}")
-    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), on_device:
+    needs = need_query, need_scale
+    with _common.launching(query=query):
         return _itc_loss(
-            query, keys, logit_scale, queue, teacher_query, alpha, matched, count,
-            (need_query, need_scale),
+            query, keys, logit_scale, queue, teacher_query, alpha, matched, count, needs
         )

@@ -7,7 +7,6 @@ do, or where bounds mean nothing. Nothing depends on the order of programs, and 
 by the host.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -298,9 +297,5 @@ def nearest_code(
     Memory 2 bytes for each element of the codebook, and K / 4 + 2 * D + 25 bytes for each row (K
     and D rounded up to a tile's), of which WORKSPACE_BYTES at a time.
     """
-    for name, value in (("x", x), ("codebook", codebook)):
-        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise TypeError(f"{name}: expected float16, bfloat16 or float32, got {value.dtype}")
-    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), on_device:
+    with _common.launching(x=x, codebook=codebook):
         return _nearest_code(x, codebook, metric, k, mask)

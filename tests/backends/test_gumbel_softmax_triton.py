@@ -1,15 +1,12 @@
-"""The Triton backend of gumbel_softmax, in the interpreter: what its shape makes worth testing."""
+"""The Triton backend of gumbel_softmax, in the interpreter: what no other op promises."""
 
-import inspect
 
-import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 
 import tilewise as tw
-from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
 from tests.triton_tools.checker import checked
 from tilewise.kernels import _philox, _rows
 from tilewise.kernels import gumbel_softmax as kernels
@@ -134,11 +131,11 @@ def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
             forward = kernels.sample_halved_row
     if cols > kernels.LONGEST_WITH_TAU:
         backward = kernels.differentiate_wide_row
-    with checked(forward, outputs=["y_ptr"]) as launches:
+    with checked({forward: ["y_ptr"]}) as launches:
         y = sample(x, hard=hard)
         sample(x, 0.0, hard=hard)
     assert len(launches) == 2
-    with checked(backward, outputs=["out_ptr", "part_ptr"]) as launches:
+    with checked({backward: ["out_ptr", "part_ptr"]}) as launches:
         gradients(dy, x if hard else y, hard=hard)
     assert len(launches) == 1
 
@@ -166,20 +163,6 @@ def test_first_of_equal_logits_wins(small_tiles, cols):
         assert y.argmax(1).tolist() == [0, 17, cols - 1] and torch.equal(y.sum(1), torch.ones(3))
 
 
-def test_offsets_beyond_31_bits(tmp_path):
-    """Rows so far apart that the last one starts after 2^31 elements, in a sparse file."""
-    stride, rows = 2**29, 6
-    shape = (stride * (rows - 1) + 40,)
-    file = torch.from_numpy(np.memmap(tmp_path / "sparse", np.float32, "w+", shape=shape))
-    x, dy = torch.randn(2, rows, 12)
-    far = file.as_strided((rows, 12), (stride, 3)).copy_(x)
-    assert torch.equal(sample(far), sample(x))
-    expected = gradients(dy, x, hard=True)
-    assert all(map(torch.equal, gradients(dy, far, hard=True), expected))
-    far.copy_(dy)
-    assert all(map(torch.equal, gradients(far, x, hard=True), expected))
-
-
 def test_tau_needs_no_host():
     """Its gradient is left out where nobody asks for it, and a tensor tau is read by the kernel."""
     x, dy = torch.randn(2, 4, 9)
@@ -187,27 +170,8 @@ def test_tau_needs_no_host():
     assert d_tau.shape == (0,) and torch.equal(d_x, gradients(dy, x, hard=True)[0])
 
 
-def test_runs_below_autograd_and_autocast():
-    x = torch.randn(4, 9)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = sample(x.clone().requires_grad_())
-    assert torch.equal(y, sample(x)) and not y.requires_grad
-
-
 def test_public_function_has_the_kernel_s_result():
     x = torch.randn(3, 4, 5)
     with tw.backend("triton"):
         y = tw.gumbel_softmax(x, 0.7, dim=1, seed=-9, row_offset=2**40)
     assert torch.equal(y, sample(x, 0.7, -9, 2**40, dim=1)) and y.is_contiguous()
-
-
-def test_float64_is_refused():
-    with pytest.raises(TypeError, match="logits.*float64"):
-        sample(torch.zeros(2, 2).double())
-
-
-@pytest.mark.parametrize("name", ["gumbel_softmax", "gumbel_softmax_backward"])
-def test_takes_the_operators_arguments(name):
-    operator = getattr(torch.ops.tilewise, name).default._schema.arguments
-    ours = inspect.signature(getattr(kernels, name)).parameters
-    assert [a.name for a in operator] == list(ours)

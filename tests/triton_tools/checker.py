@@ -1,6 +1,6 @@
 """Finds memory errors of a Triton kernel while the interpreter runs it.
 
-    with checked(kernel, outputs=["y_ptr"]):
+    with checked({kernel: ["y_ptr"]}):  # and its outputs
         launcher(x)  # whatever launches `kernel`, any number of times
 
 raises MemoryFault at the end of the first launch in which a program
@@ -17,7 +17,8 @@ its whole storage may be stored to, the view must be.
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -133,27 +134,44 @@ class _Launch:
             raise MemoryFault(self.fault)
 
 
+class Launch(NamedTuple):
+    kernel: str
+    arguments: dict
+
+
 @contextlib.contextmanager
-def checked(kernel: InterpretedFunction, outputs: Sequence[str]) -> Iterator[list]:
-    """Checks every launch of `kernel` inside the block; yields the list of their arguments."""
-    launches: list[dict] = []
+def checked(
+    outputs: Mapping[InterpretedFunction, Sequence[str]]
+) -> Iterator[list[Launch]]:
+    """Checks every launch of these kernels inside the block; yields the list of launches.
+
+    `outputs`: of each kernel, the arguments that it has to fill.
+    """
+    launches: list[Launch] = []
     current: list[_Launch] = []
-    run, signature = kernel.run, inspect.signature(kernel.fn)
+    run = InterpretedFunction.run
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def checked_run(*args, grid, warmup, **kwargs):
+    def checked_run(self, *args, grid, warmup, **kwargs):
+        if self not in outputs:
+            current.clear()
+            return run(self, *args, grid=grid, warmup=warmup, **kwargs)
+        signature = inspect.signature(self.fn)
         named = {k: v for k, v in kwargs.items() if k in signature.parameters}
-        launches.append(signature.bind(*args, **named).arguments)
-        current[:] = [_Launch(launches[-1], outputs)]
-        run(*args, grid=grid, warmup=warmup, **kwargs)
+        arguments = signature.bind(*args, **named).arguments
+        launches.append(Launch(self.fn.__name__, arguments))
+        current[:] = [_Launch(arguments, outputs[self])]
+        run(self, *args, grid=grid, warmup=warmup, **kwargs)
         current[0].finish()
 
     def checked_load(self, pointers, mask, *rest, **options):
-        mask = current[0].access(pointers, mask, "load")
+        if current:
+            mask = current[0].access(pointers, mask, "load")
         return load(self, pointers, mask, *rest, **options)
 
     def checked_store(self, pointers, value, mask, *rest, **options):
-        mask = current[0].access(pointers, mask, "store")
+        if current:
+            mask = current[0].access(pointers, mask, "store")
         return store(self, pointers, value, mask, *rest, **options)
 
     def refuse(self, *args, **kwargs):
@@ -161,7 +179,7 @@ def checked(kernel: InterpretedFunction, outputs: Sequence[str]) -> Iterator[lis
         raise MemoryFault(current[0].fault)
 
     with (
-        mock.patch.object(kernel, "run", checked_run),
+        mock.patch.object(InterpretedFunction, "run", checked_run),
         mock.patch.multiple(
             InterpreterBuilder, create_masked_load=checked_load, create_masked_store=checked_store,
             create_atomic_rmw=refuse, create_atomic_cas=refuse,

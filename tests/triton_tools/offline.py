@@ -1,14 +1,23 @@
 """Triton without a GPU: launches compile for an architecture of your choice, and run nothing."""
 
 import contextlib
+import functools
+import hashlib
+import re
+import subprocess
 from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
 from unittest import mock
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from tests.triton_tools.figures import nvidia_tool
 from tilewise.kernels import _common
 
 if triton.knobs.runtime.interpret:
@@ -19,6 +28,52 @@ def target_of(arch: str) -> GPUTarget:
     if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     return GPUTarget("hip", arch, _common.warp_size(arch))
+
+
+@functools.cache
+def compilers(arch: str) -> str:
+    """The versions of what a kernel is compiled with; AMD's compiler is a part of Triton."""
+    if not arch.startswith("sm_"):
+        return f"triton {triton.__version__}"
+    ptxas = "ptxas-blackwell" if int(arch.removeprefix("sm_")) >= 100 else "ptxas"
+    version = subprocess.check_output([nvidia_tool(ptxas), "--version"], text=True)
+    return f"triton {triton.__version__}, {re.search(r'V[0-9.]+', version)[0]}"
+
+
+@functools.cache
+def sources(kernel: JITFunction) -> str:
+    """The text of a kernel and of all that it calls, without comments, and the constants there."""
+    texts: dict[str, str] = {}
+    todo = [("", kernel)]
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, tl.constexpr):
+            texts[name] = repr(value.value)
+        elif isinstance(value, JITFunction) and value.module.startswith("tilewise."):
+            name = f"{value.module}.{value.fn.__name__}"
+            if name not in texts:
+                texts[name] = re.sub(r"[ \t]*#.*", "", value.src)
+                todo += _globals(value)
+    return "\n".join(f"{name}: {text}" for name, text in sorted(texts.items()))
+
+
+def _globals(function: JITFunction) -> Iterator[tuple[str, object]]:
+    """What a function may mean by the names in it, and by those in modules of ours."""
+    names = function.fn.__code__.co_names
+    for name in names:
+        value = function.fn.__globals__.get(name)
+        yield name, value
+        if isinstance(value, ModuleType) and value.__name__.startswith("tilewise."):
+            yield from ((f"{name}.{part}", getattr(value, part, None)) for part in names)
+
+
+class Launched(NamedTuple):
+    """A launch: what its kernel is made from, and what came out if it was compiled."""
+
+    name: str
+    made_from: str  # a hash of the sources, the arguments' types, constants, options and compilers
+    products: bool
+    binary: CompiledKernel | None
 
 
 class _Driver:
@@ -38,23 +93,28 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def compiling_for(arch: str) -> Iterator[list]:
-    """Yields a list that every launch inside the block appends its compiled kernel to.
+def launching_for(arch: str, compiling: bool = True) -> Iterator[list[Launched]]:
+    """Yields a list that every launch inside the block is added to, compiled if that is asked for.
 
     Launchers are called as they are, on CPU tensors; what they compute is meaningless.
     """
-    launched: list = []
+    launched: list[Launched] = []
     run = JITFunction.run
 
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        launched.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-        return launched[-1]
+    def follow(self, *args, grid, warmup, **kwargs):
+        binder = self.device_caches[arch][-1]
+        _, types, options = binder(*args, **kwargs)
+        recipe = sources(self), types, sorted(options.items()), arch, compilers(arch)
+        made_from = hashlib.sha256(repr(recipe).encode()).hexdigest()[:10]
+        binary = run(self, *args, grid=grid, warmup=True, **kwargs) if compiling else None
+        products = "tl.dot(" in sources(self)
+        launched.append(Launched(self.fn.__name__, made_from, products, binary))
 
     previous = driver._active
     driver.set_active(_Driver(arch))
     try:
         with (
-            mock.patch.object(JITFunction, "run", compile_only),
+            mock.patch.object(JITFunction, "run", follow),
             mock.patch.object(_common, "architecture", lambda device: arch),
         ):
             yield launched

@@ -1,0 +1,202 @@
+"""What the gate compiles: of each op, under its name, every kind of launch that it can make.
+
+A case is a name and calls that must share one binary for each kernel that they launch.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from tilewise import _backend
+
+Cases = Iterator[tuple[str, list[Callable[[], object]]]]
+
+kernels = SimpleNamespace(
+    **{op: importlib.import_module(f"tilewise.kernels.{op}") for op in _backend.OPS}
+)
+# Two batch sizes of a kind must run the same binary.
+SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
+# Of rows that random ops take whole, in two halves or in blocks.
+LONG = (32, 1000, 8192, 16384, 50257)
+
+
+def products(arch: str) -> list[tuple[str, torch.dtype, str]]:
+    """Every kind of product there: its name, the features' dtype, torch's precision setting."""
+    precisions = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
+    kinds = [("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")]
+    for precision in precisions if arch.startswith("sm_") else ["ieee"]:
+        kinds.append((f"float32 {precision}", torch.float32, precisions[precision]))
+    return kinds
+
+
+def sigmoid_loss(arch: str) -> Cases:
+    """Every case that sigmoid_loss can launch: its name, and calls that must share one kernel."""
+    scale, bias = torch.ones(()), torch.zeros(())
+
+    def call(rows, cols, dtype, precision, result):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        by_ids = result == "ids"
+        matches = (None, torch.arange(rows), torch.arange(cols)) if by_ids else (0, None, None)
+        needed = result != "loss"
+        kernels.sigmoid_loss.sigmoid_loss(image, text, scale, bias, *matches, *[needed] * 4)
+
+    for name, dtype, precision in products(arch):
+        for shapes, sizes in SIZES.items():
+            for result in ("gradients", "ids", "loss"):
+                yield f"{name} {shapes} {result}", [
+                    functools.partial(call, *size, dtype, precision, result) for size in sizes
+                ]
+
+
+def clip_loss(arch: str) -> Cases:
+    """Both passes with every kind of product: matches by offset, and by ids with smoothing."""
+    def call(rows, cols, dtype, precision, smoothed):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        matches = (None, torch.arange(rows), torch.arange(cols)) if smoothed else (0, None, None)
+        kernels.clip_loss.clip_loss(
+            image, text, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3
+        )
+
+    for name, dtype, precision in products(arch):
+        for shapes, sizes in SIZES.items():
+            for result in ("gradients", "smoothed"):
+                arguments = dtype, precision, result == "smoothed"
+                yield f"{name} {shapes} {result}", [
+                    functools.partial(call, *size, *arguments) for size in sizes
+                ]
+
+
+def hard_negatives(arch: str) -> Cases:
+    """Every kind of product but float16, which is bfloat16's: matches by offset, and by ids."""
+    scale, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
+
+    def call(rows, cols, dtype, precision, by_ids):
+        torch.set_float32_matmul_precision(precision)
+        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        matches = (None, torch.arange(rows), torch.arange(cols)) if by_ids else (0, None, None)
+        kernels.hard_negatives.hard_negatives(image, text, scale, *matches, seed, rows**5)
+
+    for name, dtype, precision in products(arch):
+        for shapes, matches in (("aligned", "offset"), ("masked", "ids")):
+            if dtype != torch.float16:
+                yield f"{name} {shapes} {matches}", [
+                    functools.partial(call, *size, dtype, precision, matches == "ids")
+                    for size in SIZES[shapes]
+                ]
+
+
+def itc_loss(arch: str) -> Cases:
+    """Both passes with every kind of product; where weights are split, that pass alone as well."""
+    scale = torch.ones(())
+
+    def call(rows, cols, dtype, precision, split):
+        torch.set_float32_matmul_precision(precision)
+        query, keys = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        if split:
+            itc = kernels.itc_loss.ItcLoss(query, keys, scale, None, query)
+            itc.means(itc.teacher, torch.zeros(2, rows), itc.splits)
+        else:
+            matched, count = torch.zeros(rows, 64), torch.ones(rows, dtype=torch.int64)
+            rest = None, None, scale, matched, count, True, True
+            kernels.itc_loss.itc_loss(query, keys, scale, *rest)
+
+    for name, dtype, precision in products(arch):
+        for shapes, sizes in SIZES.items():
+            for split in [False] if dtype == torch.float32 else [False, True]:
+                yield f"{name} {'split ' if split else ''}{shapes} gradients", [
+                    functools.partial(call, *size, dtype, precision, split) for size in sizes
+                ]
+
+
+def nearest_code(arch: str) -> Cases:
+    """Every dtype, and what adds most to it: norms and lists."""
+    def call(rows, codes, width, dtype, metric, k, masked):
+        x, codebook = (torch.zeros(1, n, width, dtype=dtype) for n in (rows, max(codes, k)))
+        mask = torch.ones(1, rows, dtype=torch.bool) if masked else None
+        with mock.patch.object(kernels.nearest_code, "DEFAULT_SMALL", 0):
+            kernels.nearest_code.nearest_code(x, codebook, metric, k, mask, None)
+
+    cases = [(name, shapes, "l2", 1) for name in DTYPES for shapes in SIZES]
+    cases += [("float16", "masked", "dot", 2), ("float32", "masked", "cosine", 16)]
+    for name, shapes, metric, k in cases:
+        arguments = WIDTHS[shapes], DTYPES[name], metric, k, shapes == "masked"
+        yield f"{name} {shapes} {metric}" + (f" top-{k}" if k > 1 else ""), [
+            functools.partial(call, *size, *arguments) for size in SIZES[shapes]
+        ]
+
+
+def code_sums(arch: str) -> Cases:
+    """Every dtype, with rows that are aligned and rows that are not."""
+    def call(rows, codes, width, dtype):
+        index = torch.zeros(1, rows, dtype=torch.int64)
+        kernels.code_sums.code_sums(torch.zeros(1, rows, width, dtype=dtype), index, codes)
+
+    for name, dtype in DTYPES.items():
+        for shapes, sizes in SIZES.items():
+            yield f"{name} {shapes}", [
+                functools.partial(call, *size, WIDTHS[shapes], dtype) for size in sizes
+            ]
+
+
+def rows_of_zeros(cols: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Two batches that must run the same binary."""
+    return [torch.zeros(rows, cols, dtype=dtype) for rows in (7, 256)]
+
+
+def gumbel_softmax(arch: str) -> Cases:
+    """Every way to take a row, forward and backward."""
+    tau, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
+
+    def call(x, hard):
+        offset = len(x) ** 5  # of 32 bits, and of more
+        module, rest = kernels.gumbel_softmax, (tau, seed, offset, 1, hard)
+        module.gumbel_softmax(x, *rest)
+        for need_tau in (False, True):
+            module.gumbel_softmax_backward(x, x, *rest, need_tau)
+
+    for name in ("bfloat16", "float32"):
+        for cols in LONG:
+            for kind, hard in (("soft", False), ("hard", True)):
+                yield f"{name} {cols} {kind}", [
+                    functools.partial(call, x, hard) for x in rows_of_zeros(cols, DTYPES[name])
+                ]
+
+
+def gumbel_argmax(arch: str) -> Cases:
+    """Every way to take a row, for one index, for some and for many."""
+    seed = torch.zeros((), dtype=torch.int64)
+
+    def call(x, k):
+        kernels.gumbel_argmax.gumbel_argmax(x, seed, len(x) ** 5, 1, k, True)
+
+    cases = [(name, cols, 1) for name in ("bfloat16", "float32") for cols in LONG]
+    cases += [("float32", cols, k) for cols, k in ((32, 4), (1000, 4), (8192, 4), (8192, 100))]
+    for name, cols, k in cases:
+        yield f"{name} {cols} top-{k}", [
+            functools.partial(call, x, k) for x in rows_of_zeros(cols, DTYPES[name])
+        ]
+
+
+def gaussian_sample(arch: str) -> Cases:
+    """Short rows, aligned and not, and rows that programs share."""
+    seed = torch.zeros((), dtype=torch.int64)
+
+    def call(x):
+        offset = len(x) ** 5
+        kernels.gaussian_sample.gaussian_sample(x, x, seed, offset, -30.0, 20.0)
+        d_kl = torch.ones(len(x))
+        kernels.gaussian_sample.gaussian_sample_backward(x, d_kl, x, x, seed, offset, -30.0, 20.0)
+
+    for name in ("bfloat16", "float32"):
+        for cols in (32, 1000, 16384):
+            yield f"{name} {cols}", [
+                functools.partial(call, x) for x in rows_of_zeros(cols, DTYPES[name])
+            ]
