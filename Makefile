@@ -46,8 +46,8 @@ test-gpu: build  ## the same tests on a CUDA device, and those that need one
 mutants: build  ## plant faults in copies of the tree: each must be found by a test
 	$(PY) -m tests.mutants
 
-gate: build  ## compile every Triton kernel for every architecture and compare with the table
-	$(PY) -m tests.triton_tools.gate
+gate: build  ## compile all Triton kernels; GATE="--changed --write": renew what is out of date
+	$(PY) -m tests.triton_tools.gate $(GATE)
 
 fuzz: build  ## the random tests for minutes instead of seconds
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0

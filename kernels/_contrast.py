@@ -33,6 +33,12 @@ TILES = {
     ("interpreter", "tf32"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
     ("interpreter", "tf32x3"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),
 }
+# Smaller, or in more pieces, for epilogues that need more registers than sigmoid_loss's.
+SMALLER_TILES = TILES | {
+    ("sm_100", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
+    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
+    ("gfx942", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
+}
 DEFAULT_TILES = {
     "half": Tile(128, 128, 32, pieces=4, warps=8, stages=3),
     "tf32": Tile(128, 64, 32, pieces=2, warps=8, stages=3),

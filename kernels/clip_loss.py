@@ -23,16 +23,12 @@ CHUNK_COLS = 8192
 # float16 does not lose the 1/B of a mean; times this it ends at 2^-38.
 FLOAT16_SCALE = 2.0**14
 
-# Smaller, or in more pieces, where the sums need more registers than sigmoid_loss.
-TILES = _contrast.TILES | {
+TILES = _contrast.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
     ("sm_120", "tf32"): Tile(128, 64, 32, pieces=4, warps=8, stages=3),
     ("sm_120", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
-    ("gfx942", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
     ("gfx90a", "half"): Tile(128, 64, 32, pieces=2, warps=8, stages=2),
 }
 

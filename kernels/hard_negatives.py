@@ -27,15 +27,11 @@ from tilewise.kernels._contrast import (
 CHUNK_ROWS = 16384
 CHUNK_COLS = 16384
 
-# Smaller, or in more pieces, where two noises need more registers than sigmoid_loss does. The
-# interpreter pays by the operation, not by the element.
-TILES = _contrast.TILES | {
+# Two noises need registers. The interpreter pays by the operation, not by the element.
+TILES = _contrast.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
-    ("gfx942", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
     ("gfx90a", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
     ("interpreter", "half"): Tile(64, 64, 16, pieces=1, warps=1, stages=1, tma=True),
     ("interpreter", "ieee"): Tile(64, 64, 16, pieces=1, warps=1, stages=1),

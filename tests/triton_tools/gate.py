@@ -29,7 +29,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a
 KEY = ("kernel", "arch", "case")
 FIGURES = ("binaries", "registers", "stack", "shared", "programs", "matrix", "instructions")
 COLUMNS = (*KEY, *FIGURES, "made_from")
-RENEW = "python -m tests.triton_tools.gate --changed --write"
+RENEW = 'make gate GATE="--changed --write"'
 
 FEW = 16  # cases that are compiled sooner than another process has started
 
