@@ -36,7 +36,10 @@ def read_side(side_ptr, which: tl.constexpr, i, size, EVEN: tl.constexpr):
 
 @triton.jit
 def x_and_targets(dots, i, j, sign, pairs, sides, EVEN: tl.constexpr, SMOOTHED: tl.constexpr):
-    """x and the targets of all pairs; outside LOWEST and 0."""
+    """x, whether pairs match, the target of those that do, and what smoothing adds to all targets.
+
+    Outside LOWEST, no match and nothing.
+    """
     rows, cols = pairs[0], pairs[1]
     images_ptr, texts_ptr = sides
     x = dots * sign
@@ -45,12 +48,12 @@ def x_and_targets(dots, i, j, sign, pairs, sides, EVEN: tl.constexpr, SMOOTHED: 
         x = tl.where(inside, x, LOWEST)
     target = read_side(images_ptr, TARGET, i, rows, EVEN)[:, None]
     target += read_side(texts_ptr, TARGET, j, cols, EVEN)[None, :]
-    target = tl.where(matches(i, j, pairs, EVEN), target, 0.0)
+    smooth = tl.zeros_like(x)
     if SMOOTHED:
-        smooth = read_side(images_ptr, SMOOTH, i, rows, EVEN)[:, None]
+        smooth += read_side(images_ptr, SMOOTH, i, rows, EVEN)[:, None]
         smooth += read_side(texts_ptr, SMOOTH, j, cols, EVEN)[None, :]
-        target += smooth if EVEN else tl.where(inside, smooth, 0.0)
-    return x, target
+        smooth = smooth if EVEN else tl.where(inside, smooth, 0.0)
+    return x, matches(i, j, pairs, EVEN), target, smooth
 
 
 @triton.jit
@@ -66,10 +69,12 @@ def add_logits(
     sign, rate, sides, most_ptr, total_ptr = operands
     i = row + tl.arange(0, dots.shape[0])
     j = col + AT + tl.arange(0, WIDTH)
-    x, target = x_and_targets(dots, i, j, sign, pairs, sides, EVEN, SMOOTHED)
+    x, match, target, smooth = x_and_targets(dots, i, j, sign, pairs, sides, EVEN, SMOOTHED)
     largest, total, targets = state
     # Neither here nor in the gradients may a logit of -inf make NaN of what has no part in it.
-    products = tl.where(target == 0.0, 0.0, target * x)
+    products = tl.where(match, target * x, 0.0)
+    if SMOOTHED:
+        products += tl.where(smooth == 0.0, 0.0, smooth * x)
     targets += sum_per_thread(products, targets.shape[0])
     largest, total = add_exponentials(x, largest, total, rate)
     most = tl.maximum(tl.max(x, 0), LOWEST)
@@ -91,7 +96,8 @@ def store_gradients(
     images_ptr, texts_ptr = sides
     i = row + tl.arange(0, dots.shape[0])
     j = col + AT + tl.arange(0, WIDTH)
-    x, target = x_and_targets(dots, i, j, sign, pairs, sides, EVEN, SMOOTHED)
+    x, match, target, smooth = x_and_targets(dots, i, j, sign, pairs, sides, EVEN, SMOOTHED)
+    target = tl.where(match, target, 0.0) + smooth
     largest = read_side(images_ptr, LARGEST, i, rows, EVEN)[:, None]
     factor = read_side(images_ptr, FACTOR, i, rows, EVEN)[:, None]
     dz = factor * tl.exp2((x - largest) * rate) - target
