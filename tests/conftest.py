@@ -9,16 +9,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-import tilewise._backend
 from tests.common.contrastive_cases import DEVICE
 
-if DEVICE == "cpu":  # before anything imports triton
+if DEVICE == "cpu":  # before anything imports triton or tilewise
     os.environ.setdefault("TRITON_INTERPRET", "1")
     import tests.triton_tools.interpreter  # noqa: F401  (its corrections)
 
     collect_ignore_glob = ["*_gpu.py"]
 else:  # `make test-gpu`
     collect_ignore_glob = ["*_cpu.py", "*_triton.py", "test_triton_tools.py"]
+
+import tilewise._backend  # noqa: E402
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Inductor's cache is one for all processes of a run, and new in each run: what an earlier one left

@@ -16,7 +16,7 @@ from tilewise import _backend
 Cases = Iterator[tuple[str, list[Callable[[], object]]]]
 
 kernels = SimpleNamespace(
-    **{op: importlib.import_module(f"tilewise.kernels.{op}") for op in _backend.OPS}
+    **{op: importlib.import_module(f"tilewise.kernels.{op}") for op in _backend.ops()}
 )
 # Two batch sizes of a kind must run the same binary.
 SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}

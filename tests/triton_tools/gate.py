@@ -77,7 +77,7 @@ def key_of(row: dict) -> Key:
 def recipes() -> tuple[dict[Key, str], dict[Key, Task]]:
     """What every row is made from, and who makes it. Nothing is compiled: it takes seconds."""
     made_from, owner = {}, {}
-    for task in itertools.product(_backend.OPS, ARCHITECTURES):
+    for task in itertools.product(_backend.ops(), ARCHITECTURES):
         for row in rows_of(*task, None):
             made_from[key_of(row)], owner[key_of(row)] = row["made_from"], task
     return made_from, owner
