@@ -84,7 +84,7 @@ def _warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def backend(name: str):
-    """Forces one room for every call inside the block, in all threads.
+    """Forces one backend for every call inside the block, in all threads.
 
     Args:
         name: `"reference"` (plain PyTorch, stores the whole matrix, can be differentiated twice),
