@@ -345,3 +345,21 @@ def test_processes_share_their_queues(tmp_path):
             torch.testing.assert_close(losses[step], loss)
             assert all(torch.equal(x, alone[step][name]) for name, x in states[step].items())
             expected.load_state_dict(alone[step])
+
+
+def test_torch_func_through_the_reference():
+    loss = module().eval()
+    image, *others = features()
+    with tw.backend("reference"):
+        gradient = torch.func.grad(lambda x: loss(x, *others))(image.detach())
+        expected, = torch.autograd.grad(loss(image, *others), image)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_state_is_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss = tw.nn.ItcLoss(4, 6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.image_queue.dtype == loss.temperature.dtype == torch.float32

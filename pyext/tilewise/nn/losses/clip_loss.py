@@ -1,7 +1,9 @@
 """ClipLoss: open_clip's module, on tilewise's CLIP loss."""
 
+import torch
 from torch import Tensor, nn
 
+from tilewise.nn.losses import _open_clip
 from tilewise.nn.losses._call import OpenClipCall
 from tilewise.ops.clip_loss import clip_loss
 
@@ -19,7 +21,10 @@ class ClipLoss(nn.Module):
         use_horovod: not supported.
 
     Raises:
-        NotImplementedError: `world_size` > 1 or `use_horovod`.
+        NotImplementedError: `world_size` > 1 (the message says what to do) or `use_horovod`.
+        ValueError: in a call, another number of texts than of images.
+
+    open_clip's subclasses work on it: `get_logits` and `get_ground_truth` are as there.
     """
 
     __call__: OpenClipCall
@@ -34,11 +39,11 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
     ):
         super().__init__()
-        if world_size > 1 or use_horovod:
+        if use_horovod:
             raise NotImplementedError(
-                f"tilewise.nn.ClipLoss: world_size={world_size}, use_horovod={use_horovod}, but "
-                "training over several processes is not supported yet; expected 1 and False"
+                "tilewise.nn.ClipLoss: use_horovod is not supported, expected False, got True"
             )
+        _open_clip.refuse_processes("ClipLoss", "clip_loss", world_size)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
@@ -56,7 +61,30 @@ class ClipLoss(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """The loss, or `{"contrastive_loss": loss}` with `output_dict`.
 
-        `logit_bias` is accepted for compatibility: a softmax does not change with it.
+        `logit_bias` changes nothing, as in any softmax; its gradient is zero.
         """
+        _open_clip.check_pairs(image_features, text_features)
         loss = clip_loss(image_features, text_features, logit_scale)
+        loss = _open_clip.with_gradient_of_zero(loss, logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All logits, per image and per text, for subclasses that need them: O(B^2) memory."""
+        scale_bias = logit_scale, logit_bias
+        return (
+            _open_clip.logits(image_features, text_features, *scale_bias),
+            _open_clip.logits(text_features, image_features, *scale_bias),
+        )
+
+    def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
+        """The column of each row's match, (num_logits,) int64; for subclasses."""
+        return torch.arange(num_logits, device=device)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, world_size={self.world_size}"

@@ -85,9 +85,11 @@ class ItcLoss(nn.Module):
         _arguments.check_between("alpha", alpha, 0, 1)
         _arguments.check_between("temperature", temperature, LOWEST, HIGHEST)
         self.alpha = alpha
+        self._rows_checked = False
         self.temperature = nn.Parameter(torch.tensor(temperature, dtype=torch.float32))
         for name in ("image_queue", "text_queue"):
-            self.register_buffer(name, F.normalize(torch.randn(queue_size, dim), dim=1))
+            rows = torch.randn(self.queue_size, self.dim, dtype=torch.float32)
+            self.register_buffer(name, F.normalize(rows, dim=1))
         self.register_buffer("id_queue", torch.full((queue_size,), NO_ID))
         self.register_buffer("queue_pointer", torch.tensor(0))
 
@@ -122,7 +124,8 @@ class ItcLoss(nn.Module):
             features and the temperature.
 
         Raises:
-            ValueError, TypeError: an argument of the wrong shape, dtype or device, which is named.
+            ValueError, TypeError: an argument of the wrong shape, dtype or device, which is named;
+                in training, other numbers of rows in other processes.
         """
         image, text, teacher_image, teacher_text = self._checked(
             image_features=image_features,
@@ -135,14 +138,15 @@ class ItcLoss(nn.Module):
             _arguments.check_ids("ids", ids, len(image), image.device)
             positives = ids, torch.cat([ids, self.id_queue])
         alpha = self.alpha if alpha is None else alpha
-        with torch.no_grad():
-            self.temperature.clamp_(LOWEST, HIGHEST)
+        temperature = self._clamped()
+
+        scale = 1 / temperature
 
         def contrast(query: Tensor, keys: Tensor, queue: Tensor, teacher: Tensor) -> Tensor:
             return itc_loss(
                 query,
                 keys.detach(),
-                1 / self.temperature,
+                scale,
                 positives=positives,
                 queue=queue.to(keys.dtype) if self.queue_size else None,
                 teacher_query=teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
@@ -169,6 +173,7 @@ class ItcLoss(nn.Module):
         """Writes the teacher's features (B, D) of all processes over the oldest ones."""
         if ids is None:
             ids = self.id_queue.new_full((len(image),), NO_ID)
+        self._check_rows(image)
         image, text, ids = (_sync.all_gather(x) for x in (image, text, ids))
         end = self.queue_pointer + len(ids)
         # What does not fit would be overwritten in the same call; the last rows stay.
@@ -178,6 +183,30 @@ class ItcLoss(nn.Module):
         for queue, rows in queues:
             queue.index_copy_(0, place, rows[len(rows) - last :].to(queue.dtype))
         self.queue_pointer.copy_(end % self.queue_size)
+
+    def _clamped(self) -> Tensor:
+        """The temperature, clamped in place where that may be: transforms of torch.func refuse."""
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+            return self.temperature.clamp(LOWEST, HIGHEST)
+        with torch.no_grad():
+            self.temperature.clamp_(LOWEST, HIGHEST)
+        return self.temperature
+
+    def _check_rows(self, image: Tensor) -> None:
+        """All processes must have as many, or gathering ends them without a word.
+
+        On a GPU in the first call alone, since looking stalls it.
+        """
+        alone = _sync.world_size(sync=True) == 1
+        if alone or torch.compiler.is_compiling() or (image.is_cuda and self._rows_checked):
+            return
+        rows = _sync.all_gather(torch.tensor([len(image)], device=image.device)).tolist()
+        if len(set(rows)) > 1:
+            raise ValueError(
+                f"image_features: expected as many rows in every process, got {rows}; "
+                "drop_last=True of a data loader leaves out the last batch, which is smaller"
+            )
+        self._rows_checked = True
 
     def _apply(self, fn, recurse=True):
         keep = without_halving(fn)
