@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define TILEWISE_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define TILEWISE_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace tilewise {
 
@@ -19,7 +15,7 @@ enum class Stream : uint32_t { Gumbel = 0, Gaussian = 1, NegativeTexts = 2, Nega
 TILEWISE_HOST_DEVICE uint64_t low_product(uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
 
 // Replaces a counter of four words by four random ones. Words are the low halves of 64-bit numbers,
-// or of vectors of such; what their high halves hold is of no account, which saves the masking.
+// or of vectors of such. Their high halves are never read, so that nothing need clear them.
 template <typename Word>
 TILEWISE_HOST_DEVICE void philox4x32(Word (&c)[4], uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);

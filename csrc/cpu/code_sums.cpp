@@ -2,16 +2,16 @@
 #include "simd/code_sums.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
-#include "../ops.h"
+#include "../common/integer.h"
+#include "../common/registration.h"
+#include "arguments.h"
 
 namespace tilewise {
 namespace {
@@ -47,7 +47,7 @@ SumType sum_type(const Tensor& x) {
       return SumType::BFloat16;
     default:
       TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat,
-                       "x: float16, bfloat16, float32 or float64 expected, got ", x.scalar_type());
+                       "x: expected float16, bfloat16, float32 or float64, got ", x.scalar_type());
       return SumType::Float;
   }
 }
@@ -62,7 +62,7 @@ void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const 
   auto* count = counts.mutable_data_ptr<int64_t>();
   for (int64_t k = 0; k < codes; ++k) count[k] = segments.begin[k + 1] - segments.begin[k];
 
-  const int64_t strips = (dim + kSumColumns - 1) / kSumColumns;
+  const int64_t strips = ceil_div(dim, kSumColumns);
   const int64_t rows_each = segments.order.size() / std::max<int64_t>(codes, 1) + 1;
   const int64_t grain = std::max<int64_t>(1, kTaskElements / (rows_each * kSumColumns));
   at::parallel_for(0, codes * strips, grain, [&](int64_t begin, int64_t end) {
@@ -80,19 +80,18 @@ void sum_head(const Tensor& x, const Tensor& index, const Tensor& counts, const 
   });
 }
 
-}  // namespace
-
+// See pyext/tilewise/ops/code_sums.py. x (H, N, D), index (H, N); results (H, K) and (H, K, D).
 std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64_t num_codes) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  TORCH_CHECK_VALUE(
-      x.dim() == 3 && index.dim() == 2 && index.size(0) == x.size(0) && index.size(1) == x.size(1),
-      "x (H, N, D) and index (H, N) expected, got ", x.sizes(), " and ", index.sizes());
-  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index: int64 expected, got ",
+  const BelowAutograd below;
+  TORCH_CHECK_VALUE(x.dim() == 3, "x: expected (H, N, D), got ", x.sizes());
+  TORCH_CHECK_VALUE(index.dim() == 2 && index.sizes() == x.sizes().slice(0, 2), "index: expected ",
+                    x.sizes().slice(0, 2), ", got ", index.sizes());
+  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index: expected int64, got ",
                    index.scalar_type());
-  const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor codes = index.contiguous();
   const Tensor counts = at::empty({x.size(0), num_codes}, index.options());
-  const Tensor sums = at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(type));
+  const Tensor sums =
+      at::empty({x.size(0), num_codes, x.size(2)}, x.options().dtype(compute_type(x)));
   for (int64_t h = 0; h < x.size(0); ++h) {
     const Tensor rows = x.select(0, h);  // elements of a row must be side by side
     sum_head(rows.stride(1) == 1 ? rows : rows.contiguous(), codes.select(0, h),
@@ -100,5 +99,9 @@ std::tuple<Tensor, Tensor> code_sums(const Tensor& x, const Tensor& index, int64
   }
   return {counts, sums};
 }
+
+}  // namespace
+
+TILEWISE_REGISTER(CPU, library) { library.impl("code_sums", &code_sums); }
 
 }  // namespace tilewise

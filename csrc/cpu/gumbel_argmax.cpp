@@ -1,14 +1,14 @@
-// tilewise::gumbel_argmax on CPU: checks and memory. The vector kernel is cpu/gumbel_argmax.cpp.
+// tilewise::gumbel_argmax on CPU: checks and memory. The vector kernel is in
+// simd/gumbel_argmax.cpp.
 #include "simd/gumbel_argmax.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <tuple>
 #include <vector>
 
-#include "../ops.h"
+#include "../common/registration.h"
+#include "arguments.h"
 #include "rows_along.h"
 
 namespace tilewise {
@@ -23,12 +23,11 @@ Tensor along(const Tensor& x, const RowsAlong& shape, at::IntArrayRef sizes, int
   return x.view({shape.outer, shape.inner, x.size(1)}).transpose(1, 2).contiguous().view(out);
 }
 
-}  // namespace
-
+// See pyext/tilewise/ops/gumbel_argmax.py. Without `log_prob` the second result is empty.
 std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& seed,
                                          int64_t row_offset, int64_t dim, int64_t k,
                                          bool log_prob) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const BelowAutograd below;
   const RowsAlong shape = rows_along("logits", logits, dim);
   TORCH_CHECK_VALUE(k >= 1 && (k <= shape.cols || logits.numel() == 0),
                     "k: expected from 1 to the ", shape.cols, " categories, got ", k);
@@ -41,7 +40,7 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
   for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
     std::vector<Perturbed> heap(k);
     const ArgmaxRows rows{type == at::kDouble,
-                          piece.data[0],
+                          piece.inputs[0],
                           piece.count,
                           shape.cols,
                           k,
@@ -55,5 +54,9 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
   return {along(index, shape, logits.sizes(), dim),
           log_prob ? along(value, shape, logits.sizes(), dim) : value};
 }
+
+}  // namespace
+
+TILEWISE_REGISTER(CPU, library) { library.impl("gumbel_argmax", &gumbel_argmax); }
 
 }  // namespace tilewise

@@ -1,14 +1,11 @@
 // tilewise::gumbel_softmax and its gradient on CPU: checks and memory. The vector kernel is
-// cpu/gumbel_softmax.cpp.
+// in simd/gumbel_softmax.cpp.
 #include "simd/gumbel_softmax.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cfloat>
@@ -16,7 +13,10 @@
 #include <tuple>
 #include <vector>
 
-#include "../ops.h"
+#include "../common/integer.h"
+#include "../common/registration.h"
+#include "../common/sum.h"
+#include "arguments.h"
 #include "rows_along.h"
 #include "simd/gumbel_argmax.h"
 
@@ -26,8 +26,7 @@ namespace {
 using at::Tensor;
 
 double checked_tau(const Tensor& tau) {
-  TORCH_CHECK_VALUE(tau.numel() == 1, "tau: expected one element, got ", tau.sizes());
-  const double value = tau.item<double>();
+  const double value = one_element("tau", tau);
   TORCH_CHECK_VALUE(!(value < 0), "tau: expected at least 0, got ", value);
   return value;
 }
@@ -36,13 +35,13 @@ GumbelRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType ty
                    int64_t row_offset, double tau) {
   const bool is_double = type == at::kDouble;
   // At the limits 0 / tau stays 0 and -infinity / tau stays -infinity.
-  const double least = is_double ? DBL_MIN : FLT_MIN, most = is_double ? DBL_MAX : FLT_MAX;
-  const double inverse = std::isnan(tau) ? tau : std::clamp(1 / tau, least, most);
+  const double low = is_double ? DBL_MIN : FLT_MIN, high = is_double ? DBL_MAX : FLT_MAX;
+  const double inverse = std::isnan(tau) ? tau : std::clamp(1 / tau, low, high);
   return {is_double, piece.count, shape.cols, seed, noise_row(piece.first, row_offset), inverse};
 }
 
 // The columns' blocks, whose maxima the kernel notes.
-int64_t blocks(const RowsAlong& shape) { return (shape.cols + kSoftmaxBlock - 1) / kSoftmaxBlock; }
+int64_t blocks(const RowsAlong& shape) { return ceil_div(shape.cols, kSoftmaxBlock); }
 
 Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
                int64_t row_offset) {
@@ -51,7 +50,7 @@ Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_
   for_pieces(shape, type, {logits}, {y}, [&](const Piece& piece) {
     std::vector<float> maxima(blocks(shape));
     TILEWISE_DISPATCH(gumbel_softmax)
-    (rows_of(piece, shape, type, seed, row_offset, tau), piece.data[0], piece.data[1],
+    (rows_of(piece, shape, type, seed, row_offset, tau), piece.inputs[0], piece.outputs[0],
      maxima.data());
   });
   return y;
@@ -65,7 +64,7 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
   const at::ScalarType type = compute_type(logits);
   for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
     const ArgmaxRows rows{type == at::kDouble,
-                          piece.data[0],
+                          piece.inputs[0],
                           piece.count,
                           shape.cols,
                           1,
@@ -93,11 +92,10 @@ Tensor one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int6
   return y;
 }
 
-}  // namespace
-
+// See pyext/tilewise/ops/gumbel_softmax.py.
 Tensor gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& seed,
                       int64_t row_offset, int64_t dim, bool hard) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const BelowAutograd below;
   const RowsAlong shape = rows_along("logits", logits, dim);
   const double t = checked_tau(tau);
   const uint64_t key = random_key(seed);
@@ -105,11 +103,12 @@ Tensor gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& see
                         : relaxed(logits, shape, t, key, row_offset);
 }
 
+// saved: the relaxed sample, or the logits if `hard`.
 std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Tensor& saved,
                                                    const Tensor& tau, const Tensor& seed,
                                                    int64_t row_offset, int64_t dim, bool hard,
                                                    bool need_tau) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const BelowAutograd below;
   const RowsAlong shape = rows_along("saved", saved, dim);
   TORCH_CHECK_VALUE(grad.sizes() == saved.sizes(), "grad: expected ", saved.sizes(), ", got ",
                     grad.sizes());
@@ -129,7 +128,7 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
       (scaled, g, y, d_x, need_tau ? d_tau.data() + row : nullptr);
     };
     if (!hard) {
-      differentiate(rows, piece.first, piece.data[0], piece.data[1], piece.data[2]);
+      differentiate(rows, piece.first, piece.inputs[0], piece.inputs[1], piece.outputs[0]);
       return;
     }
     // The relaxed sample of one row at a time.
@@ -139,17 +138,24 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
       GumbelRows row = rows;
       row.rows = 1;
       row.first_row += r;
-      const auto at = [&](int operand) {
-        return static_cast<char*>(piece.data[operand]) + r * bytes;
+      const auto at = [&](int input) {
+        return static_cast<const char*>(piece.inputs[input]) + r * bytes;
       };
       TILEWISE_DISPATCH(gumbel_softmax)(row, at(1), y.data(), maxima.data());
-      differentiate(row, piece.first + r, at(0), y.data(), at(2));
+      differentiate(row, piece.first + r, at(0), y.data(),
+                    static_cast<char*>(piece.outputs[0]) + r * bytes);
     }
   });
-  double total = 0;  // in the order of rows
-  for (const double part : d_tau) total += part;
-  const auto options = tau.options();
-  return {d_logits, need_tau ? at::scalar_tensor(total, options) : at::empty({0}, options)};
+  Sum total;  // in the order of rows
+  for (const double part : d_tau) total.add(part);
+  return {d_logits, scalar_if(need_tau, total.value(), tau.options())};
+}
+
+}  // namespace
+
+TILEWISE_REGISTER(CPU, library) {
+  library.impl("gumbel_softmax", &gumbel_softmax);
+  library.impl("gumbel_softmax_backward", &gumbel_softmax_backward);
 }
 
 }  // namespace tilewise

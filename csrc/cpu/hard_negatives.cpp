@@ -1,18 +1,16 @@
 // tilewise::hard_negatives on CPU: the tiles of clip_loss, without gradients. The vector kernel is
-// cpu/hard_negatives.cpp.
+// in simd/hard_negatives.cpp.
 #include "simd/hard_negatives.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../ops.h"
+#include "../common/registration.h"
+#include "arguments.h"
 #include "contrast.h"
-#include "rows_along.h"
 
 namespace tilewise {
 namespace {
@@ -40,22 +38,20 @@ Tensor indices(const std::vector<Best>& best, const Tensor& like) {
   return out;
 }
 
-}  // namespace
-
+// See pyext/tilewise/ops/hard_negatives.py.
 std::tuple<Tensor, Tensor> hard_negatives(const Tensor& image_features, const Tensor& text_features,
                                           const Tensor& logit_scale,
                                           std::optional<int64_t> positives,
                                           const std::optional<Tensor>& image_ids,
                                           const std::optional<Tensor>& text_ids, const Tensor& seed,
                                           int64_t row_offset) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const BelowAutograd below;
   const Features features(image_features, text_features);
-  const Positives matches = positives_of(features, positives, image_ids, text_ids);
+  const Positives matches = Positives::of(features, positives, image_ids, text_ids);
   const double scale = one_element("logit_scale", logit_scale);
   const uint64_t key = random_key(seed);
   std::vector<Best> texts(image_features.size(0)), images(text_features.size(0));
-  std::vector<Part> parts(most_blocks(features));
+  std::vector<Part> parts(max_blocks(features));
   for_tiles(
       features, nullptr,
       [&](const Block& block, const Tensor& dots, const Tensor&) {
@@ -65,27 +61,21 @@ std::tuple<Tensor, Tensor> hard_negatives(const Tensor& image_features, const Te
         part.texts.assign(texts.begin() + block.row, texts.begin() + block.row + block.rows);
         part.images.assign(images.begin() + block.col, images.begin() + block.col + block.cols);
         const Positives::InBlock pairs = matches.in_block(block);
-        const NegativesBlock b{dots.scalar_type() == at::kDouble,
-                               dots.const_data_ptr(),
-                               block.rows,
-                               block.cols,
-                               dots.stride(0),
-                               pairs.begin.data(),
-                               pairs.cols.data(),
-                               scale,
-                               key,
-                               noise_row(block.row, row_offset),
-                               block.row,
-                               block.col};
-        TILEWISE_DISPATCH(hard_negatives)(b, part.texts.data(), part.images.data());
+        TILEWISE_DISPATCH(hard_negatives)({matched_block(dots, pairs, scale), key,
+                                           noise_row(block.row, row_offset), block.row, block.col},
+                                          part.texts.data(), part.images.data());
       },
-      [&](const Block& tile) {
-        for (int64_t k = 0; k < tile.index; ++k) {
+      [&](int64_t blocks) {
+        for (int64_t k = 0; k < blocks; ++k) {
           merge(parts[k].texts, parts[k].block.row, texts);
           merge(parts[k].images, parts[k].block.col, images);
         }
       });
   return {indices(texts, image_features), indices(images, text_features)};
 }
+
+}  // namespace
+
+TILEWISE_REGISTER(CPU, library) { library.impl("hard_negatives", &hard_negatives); }
 
 }  // namespace tilewise

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -14,6 +13,9 @@
 
 #include <algorithm>
 
+#include "../common/integer.h"
+#include "arguments.h"
+#include "simd/logit_block.h"
 #include "simd/pack.h"
 
 // MKL's, where torch is built on MKL; null elsewhere.
@@ -47,8 +49,6 @@ class OneThread {
   int mkl_threads_ = 0, omp_threads_ = 1;
 };
 
-constexpr int64_t kLongest = 512;  // side of a block
-
 // A vendor's gemm may split the sum over K differently for each thread count, so the threads are
 // ours: the output is cut into blocks by its size alone, and each is computed by one thread.
 class Blocks {
@@ -61,13 +61,13 @@ class Blocks {
     if (count() == 1) rows_ = even_part(out_rows, 2);
   }
 
-  int64_t count() const { return divide(out_rows_, rows_) * divide(out_cols_, cols_); }
+  int64_t count() const { return ceil_div(out_rows_, rows_) * ceil_div(out_cols_, cols_); }
 
   template <typename Function>
   void for_each(const Function& function) const {
-    const int64_t across = divide(out_cols_, cols_);
+    const int64_t across = ceil_div(out_cols_, cols_);
     at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowADInplaceOrView no_autograd;  // not inherited by worker threads
+      const BelowAutograd below;
       const OneThread one_thread;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / across * rows_, c = i % across * cols_;
@@ -77,12 +77,10 @@ class Blocks {
   }
 
  private:
-  static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
   // The size of equal parts: large ones, since each block packs its factors anew, and equal, so
-  // that threads finish together. At least `least` parts; a multiple of a vector.
+  // that threads finish together. At least `least` parts.
   static int64_t even_part(int64_t size, int64_t least) {
-    return divide(divide(size, std::max(divide(size, kLongest), least)), 32) * 32;
+    return round_up(ceil_div(size, std::max(ceil_div(size, kMaxBlock), least)), kBlockMultiple);
   }
 
   int64_t out_rows_, out_cols_, rows_, cols_;
@@ -186,7 +184,7 @@ void matmul_blocks(const Tensor& a, const Tensor& b, Workspace& workspace,
     const auto type = a.scalar_type() == at::kBFloat16 ? at::kFloat : a.scalar_type();
     const int64_t threads =
         at::in_parallel_region() ? at::get_thread_num() + 1 : at::get_num_threads();
-    workspace.blocks = at::empty({threads, kLongest * kLongest}, a.options().dtype(type));
+    workspace.blocks = at::empty({threads, kMaxBlock * kMaxBlock}, a.options().dtype(type));
   }
   const auto target = [&](const Block& block) {
     return workspace.blocks.select(0, at::get_thread_num())

@@ -11,6 +11,8 @@
 #include <numeric>
 #include <vector>
 
+#include "../common/integer.h"
+
 namespace tilewise {
 namespace {
 
@@ -24,8 +26,6 @@ struct Header {
   int64_t codes, extreme;
   double size, least_bias, largest;
 };
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Four times what a sum of `dim` products and what is done with it can lose.
 double rounding_of(int64_t dim) { return (dim + 32) * 0x1p-51; }
@@ -41,7 +41,7 @@ struct Arrays {
 
   // `base` may be null, to find the size.
   Arrays(void* base, const Header& header)
-      : panels((header.codes + kPanel - 1) / kPanel),
+      : panels(ceil_div(header.codes, kPanel)),
         depth(round_up(header.dim, 4)),
         bytes(round_up(sizeof(Header), kAlign)) {
     const int64_t slots = panels * kPanel;
@@ -252,14 +252,16 @@ Packed packed_view(const Tensor& packed, const Search& search) {
   Header header;
   TORCH_CHECK_VALUE(packed.scalar_type() == at::kByte && packed.is_contiguous() &&
                         packed.numel() >= static_cast<int64_t>(sizeof header),
-                    "packed: not a packed codebook");
+                    "packed: expected what pack_codebook returns, got ", packed.scalar_type(), " ",
+                    packed.sizes());
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
   const Arrays arrays(const_cast<void*>(packed.const_data_ptr()), header);
-  TORCH_CHECK_VALUE(header.codes_in == search.codes && header.dim == search.dim &&
-                        header.metric == static_cast<int64_t>(search.metric) &&
-                        header.limit == TILEWISE_DISPATCH(filter_limit)() &&
-                        packed.numel() >= arrays.bytes,
-                    "packed: made of another codebook, for another metric or on another machine");
+  TORCH_CHECK_VALUE(
+      header.codes_in == search.codes && header.dim == search.dim &&
+          header.metric == static_cast<int64_t>(search.metric) &&
+          header.limit == TILEWISE_DISPATCH(filter_limit)() && packed.numel() >= arrays.bytes,
+      "packed: expected one of this codebook, for this metric and made on this machine, "
+      "got another");
   const double factor = search.metric == Metric::L2 ? 0.5 : 1.0;
   return {header.codes,
           arrays.panels,

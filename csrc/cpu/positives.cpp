@@ -38,6 +38,18 @@ Positives::Positives(const at::Tensor& image_ids, const at::Tensor& text_ids)
   }
 }
 
+Positives Positives::of(const Features& features, std::optional<int64_t> offset,
+                        const std::optional<at::Tensor>& image_ids,
+                        const std::optional<at::Tensor>& text_ids) {
+  const int64_t rows = features.rows.size(0), cols = features.cols.size(0);
+  if (!image_ids && !text_ids) return Positives(rows, cols, offset);
+  TORCH_CHECK_VALUE(image_ids && text_ids, "positives: expected ids of images and texts, got one");
+  TORCH_CHECK_VALUE(image_ids->numel() == rows && text_ids->numel() == cols, "positives: expected ",
+                    rows, " and ", cols, " ids, got ", image_ids->sizes(), " and ",
+                    text_ids->sizes());
+  return Positives(*image_ids, *text_ids);
+}
+
 std::vector<int64_t> Positives::per_image() const {
   std::vector<int64_t> out(images_);
   for (int64_t i = 0; i < images_; ++i) {

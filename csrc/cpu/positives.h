@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "features.h"
 #include "matmul.h"
 
 namespace tilewise {
@@ -16,6 +17,10 @@ class Positives {
   Positives(int64_t images, int64_t texts, std::optional<int64_t> offset);
   // An image and a text match where their ids are equal. int64, (B,) and (N,).
   Positives(const at::Tensor& image_ids, const at::Tensor& text_ids);
+  // As the ops take them: ids of both, or else an offset. Checks them.
+  static Positives of(const Features& features, std::optional<int64_t> offset,
+                      const std::optional<at::Tensor>& image_ids,
+                      const std::optional<at::Tensor>& text_ids);
 
   // The pairs in a block of the logits: of its row i, the columns
   // cols[begin[i]..begin[i + 1]), counted within the block, ascending.

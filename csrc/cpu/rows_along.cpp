@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "../common/integer.h"
+#include "arguments.h"
 #include "simd/pack.h"
 
 namespace tilewise {
@@ -13,7 +15,8 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kPieceElements = 32768;
-constexpr int64_t kBlock = 16;  // rows that are transposed together
+constexpr int64_t kBlock = 16;           // rows that are transposed together
+constexpr int64_t kMaxStaged = 1 << 20;  // elements of these, unless a row has more
 
 int64_t product(at::IntArrayRef sizes) {
   int64_t out = 1;
@@ -26,10 +29,6 @@ bool is_expanded(const Tensor& x) {
   return std::all_of(x.strides().begin(), x.strides().end(), [](int64_t s) { return s == 0; });
 }
 
-bool is_direct(const Tensor& x, const RowsAlong& shape, at::ScalarType type) {
-  return x.scalar_type() == type && shape.inner == 1 && x.is_contiguous();
-}
-
 // Consecutive rows of x (outer, cols, inner) that share an outer index, or any if inner is 1.
 Tensor rows_of(const Tensor& x, const RowsAlong& shape, int64_t first, int64_t count) {
   const Tensor x3 = x.view({shape.outer, shape.cols, shape.inner});
@@ -37,28 +36,79 @@ Tensor rows_of(const Tensor& x, const RowsAlong& shape, int64_t first, int64_t c
   return x3.select(0, first / shape.inner).narrow(1, first % shape.inner, count).t();
 }
 
-// from (rows, cols) a transposed view of float: its bits are turned in registers.
-void turn(const Tensor& in, const Tensor& out) {
+// Whether `view` (rows, cols) of float has the elements of a column side by side.
+bool is_transposed(const Tensor& view) {
+  return view.scalar_type() == at::kFloat && view.stride(0) == 1 && view.stride(1) > 1;
+}
+
+// out = in, one of which is transposed: bits change their places in registers.
+void copy_transposed(const Tensor& in, int64_t in_stride, const Tensor& out, int64_t out_stride,
+                     int64_t rows, int64_t cols) {
   const auto function = TILEWISE_DISPATCH_AS(
       void (*)(const uint32_t*, int64_t, int64_t, int64_t, uint32_t*, int64_t), transpose);
-  function(static_cast<const uint32_t*>(in.const_data_ptr()), in.stride(0), in.size(0), in.size(1),
-           static_cast<uint32_t*>(out.mutable_data_ptr()), out.stride(1));
+  function(static_cast<const uint32_t*>(in.const_data_ptr()), in_stride, rows, cols,
+           static_cast<uint32_t*>(out.mutable_data_ptr()), out_stride);
 }
 
-void load(const Tensor& view, const Tensor& staged) {
-  if (view.scalar_type() == at::kFloat && view.stride(0) == 1 && view.stride(1) > 1) {
-    turn(view.t(), staged.t());
-  } else {
-    staged.copy_(view);
+// An operand, of whose rows a piece at a time lies as kernels read it: where it is, or staged.
+class Staged {
+ public:
+  Staged(const Tensor& x, const RowsAlong& shape, at::ScalarType type, int64_t size)
+      : x_(x), shape_(shape), type_(type), size_(size) {
+    direct_ = x.defined() && x.scalar_type() == type && shape.inner == 1 && x.is_contiguous();
   }
-}
 
-void save(const Tensor& staged, const Tensor& view) {
-  if (view.scalar_type() == at::kFloat && view.stride(0) == 1 && view.stride(1) > 1) {
-    turn(staged, view);
-  } else {
-    view.copy_(staged);
+  const void* load(int64_t first, int64_t count) {
+    if (!x_.defined()) return nullptr;
+    view_ = rows_of(x_, shape_, first, count);
+    if (direct_) return view_.const_data_ptr();
+    stage(count);
+    if (is_transposed(view_)) {
+      copy_transposed(view_, view_.stride(1), staged_, staged_.stride(0), shape_.cols, count);
+    } else {
+      staged_.copy_(view_);
+    }
+    return staged_.const_data_ptr();
   }
+
+  // Where an output's rows are to be written; save() follows.
+  void* target(int64_t first, int64_t count) {
+    view_ = rows_of(x_, shape_, first, count);
+    if (direct_) return view_.mutable_data_ptr();
+    stage(count);
+    return staged_.mutable_data_ptr();
+  }
+
+  void save() {
+    if (direct_) return;
+    if (is_transposed(view_)) {
+      copy_transposed(staged_, staged_.stride(0), view_, view_.stride(1), view_.size(0),
+                      shape_.cols);
+    } else {
+      view_.copy_(staged_);
+    }
+  }
+
+ private:
+  void stage(int64_t count) {
+    if (!space_.defined()) space_ = at::empty({size_, shape_.cols}, x_.options().dtype(type_));
+    staged_ = space_.narrow(0, 0, count);
+  }
+
+  const Tensor x_;
+  const RowsAlong& shape_;
+  const at::ScalarType type_;
+  const int64_t size_;  // of a piece, at most
+  bool direct_;
+  Tensor space_, view_, staged_;
+};
+
+// Rows that are read together. Those along an inner dimension are transposed, several at once.
+int64_t rows_of_piece(const RowsAlong& shape) {
+  const int64_t size = std::max<int64_t>(1, kPieceElements / shape.cols);
+  if (shape.inner == 1) return size;
+  const int64_t together = std::clamp<int64_t>(kMaxStaged / shape.cols, 1, kBlock);
+  return std::min(round_up(size, together), shape.inner);
 }
 
 }  // namespace
@@ -74,12 +124,6 @@ RowsAlong rows_along(const char* name, const Tensor& x, int64_t dim) {
   return RowsAlong(x.sizes(), dim);
 }
 
-uint64_t random_key(const Tensor& seed) {
-  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong && seed.numel() == 1,
-                   "seed: expected one int64 element, got ", seed.scalar_type(), " ", seed.sizes());
-  return static_cast<uint64_t>(seed.item<int64_t>());
-}
-
 void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<Tensor>& inputs,
                 const std::vector<Tensor>& outputs, const std::function<void(const Piece&)>& work) {
   if (shape.rows() == 0 || shape.cols == 0) return;
@@ -87,38 +131,20 @@ void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<T
   for (const Tensor& x : inputs) {
     operands.push_back(x.defined() && !is_expanded(x) ? x.contiguous() : x);
   }
-  operands.insert(operands.end(), outputs.begin(), outputs.end());
-
-  int64_t size = std::max<int64_t>(1, kPieceElements / shape.cols);
-  if (shape.inner > 1) size = (size + kBlock - 1) / kBlock * kBlock;
   const int64_t line = shape.inner == 1 ? shape.outer : shape.inner;  // a piece stays within one
-  const int64_t each = (line + size - 1) / size;
-  const int64_t lines = shape.rows() / line;
-  at::parallel_for(0, lines * each, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Tensor> space(operands.size());
+  const int64_t size = rows_of_piece(shape), each = ceil_div(line, size);
+  at::parallel_for(0, shape.rows() / line * each, 1, [&](int64_t begin, int64_t end) {
+    const BelowAutograd below;
+    std::vector<Staged> in, out;
+    for (const Tensor& x : operands) in.emplace_back(x, shape, type, size);
+    for (const Tensor& x : outputs) out.emplace_back(x, shape, type, size);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t start = piece % each * size;
-      Piece p{piece / each * line + start, std::min(size, line - start), {}};
-      std::vector<Tensor> views(operands.size()), staged(operands.size());
-      for (size_t i = 0; i < operands.size(); ++i) {
-        if (!operands[i].defined()) {
-          p.data.push_back(nullptr);
-          continue;
-        }
-        views[i] = staged[i] = rows_of(operands[i], shape, p.first, p.count);
-        if (!is_direct(operands[i], shape, type)) {
-          if (!space[i].defined()) {
-            space[i] = at::empty({size, shape.cols}, operands[i].options().dtype(type));
-          }
-          staged[i] = space[i].narrow(0, 0, p.count);
-          if (i < inputs.size()) load(views[i], staged[i]);
-        }
-        p.data.push_back(staged[i].mutable_data_ptr());
-      }
+      Piece p{piece / each * line + start, std::min(size, line - start), {}, {}};
+      for (Staged& x : in) p.inputs.push_back(x.load(p.first, p.count));
+      for (Staged& x : out) p.outputs.push_back(x.target(p.first, p.count));
       work(p);
-      for (size_t i = inputs.size(); i < operands.size(); ++i) {
-        if (views[i].defined() && !is_direct(operands[i], shape, type)) save(staged[i], views[i]);
-      }
+      for (Staged& x : out) x.save();
     }
   });
 }

@@ -1,4 +1,4 @@
-// Tensors as rows along one of their dimensions, and pieces of them as vector kernels read them.
+// Tensors as rows along one of their dimensions, which vector kernels read piece by piece.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,28 +19,18 @@ struct RowsAlong {
 // Of a floating tensor, checked.
 RowsAlong rows_along(const char* name, const at::Tensor& x, int64_t dim);
 
-// The key of the random stream.
-uint64_t random_key(const at::Tensor& seed);
-
-// The number of a row in the random stream, which wraps.
-inline uint64_t noise_row(int64_t row, int64_t row_offset) {
-  return static_cast<uint64_t>(row) + static_cast<uint64_t>(row_offset);
-}
-
-// What the kernels of an op compute in: float64 for float64, else float32.
-inline at::ScalarType compute_type(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // A piece of consecutive rows: where the operands' are, each (count, cols), contiguous, of the type
 // that is computed in.
 struct Piece {
   int64_t first, count;
-  std::vector<void*> data;  // inputs, then outputs; null for an undefined tensor
+  std::vector<const void*> inputs;  // null for an undefined tensor
+  std::vector<void*> outputs;
 };
 
 // Cuts the rows of all operands into pieces, whose places depend on sizes alone, and hands them to
 // `work` on all threads, converted and transposed where they must be. `outputs` are contiguous.
+// What is converted or transposed takes 4 MiB for each operand and thread, or a row where that is
+// longer.
 void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<at::Tensor>& inputs,
                 const std::vector<at::Tensor>& outputs,
                 const std::function<void(const Piece&)>& work);

@@ -3,7 +3,7 @@
 // time.
 #pragma once
 
-#define TILEWISE_INLINE inline __attribute__((always_inline))
+#include "../../common/inline.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define TILEWISE_FOR_EACH_CAPABILITY(F) F(DEFAULT) F(AVX2) F(AVX512)
@@ -22,6 +22,10 @@ Capability cpu_capability();
 // AVX-512 VNNI, or AMX. TILEWISE_INTEGER_UNIT=none, pairs, vnni or amx can lower it.
 enum class IntegerUnit { NONE, PAIRS, VNNI, AMX };
 IntegerUnit integer_unit();
+
+// Their names, as torch and TILEWISE_INTEGER_UNIT spell them.
+const char* name_of(Capability capability);
+const char* name_of(IntegerUnit unit);
 
 }  // namespace tilewise
 

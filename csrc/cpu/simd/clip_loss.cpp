@@ -1,6 +1,7 @@
 // Vector kernels of clip_loss: sums of exponentials by row and column, then their gradients.
 #include "clip_loss.h"
 
+#include <c10/util/BFloat16.h>
 #include <math.h>
 
 #include "lane_math.h"
@@ -18,46 +19,74 @@ TILEWISE_INLINE void read_row(const ClipBlock& block, int64_t i, Line<T>& z) {
 }
 
 // The largest logit of a row; raises those of the columns to the row's.
-TILEWISE_INLINE float maxima(const Line<float>& z, int64_t cols, Line<float>& most) {
+TILEWISE_INLINE float maxima(const Line<float>& z, int64_t cols, Line<float>& max) {
   Floats row = Floats::all(-INFINITY);
   for_lanes(cols, [&](int64_t j) {
     const Floats v = Floats::load(z.at + j);
     row = higher(v, row);
-    higher(v, Floats::load(most.at + j)).store(most.at + j);
+    higher(v, Floats::load(max.at + j)).store(max.at + j);
   });
   return fold(row, Largest());
 }
 
-TILEWISE_INLINE double maxima(const Line<double>& z, int64_t cols, Line<double>& most) {
+TILEWISE_INLINE double maxima(const Line<double>& z, int64_t cols, Line<double>& max) {
   double row = -INFINITY;
   for (int64_t j = 0; j < cols; ++j) {
     row = z.at[j] > row ? z.at[j] : row;
-    most.at[j] = z.at[j] > most.at[j] ? z.at[j] : most.at[j];
+    max.at[j] = z.at[j] > max.at[j] ? z.at[j] : max.at[j];
   }
   return row;
 }
+
+// The columns' sums of exponentials, relative to `base`. See lane_sum.h for the roundings: eight
+// rows are added in float32, which every column meets, and what they give in float64.
+template <typename T>
+struct ColumnSums {
+  static constexpr int64_t kRows = 8;
+  Line<T> base;
+  Line<float> part;
+  Line<double> total;
+
+  TILEWISE_INLINE void flush(int64_t cols) {
+    for_lanes(cols, [&](int64_t j) {
+      for (int64_t k = j; k < j + kLanes; k += 8) {
+        (Lanes::load(total.at + k) + widen(part.at + k)).store(total.at + k);
+      }
+      Floats::all(0.0f).store(part.at + j);
+    });
+  }
+  double value(int64_t j) const { return total.at[j]; }
+};
+
+template <>
+struct ColumnSums<double> {
+  static constexpr int64_t kRows = kMaxBlock;
+  Line<double> base;
+  Sum total[kMaxBlock];
+
+  void flush(int64_t) {}
+  double value(int64_t j) const { return total[j].value(); }
+};
 
 // The sum of a row's exponentials; adds to those of the columns.
-TILEWISE_INLINE float sums(const Line<float>& z, int64_t cols, float row_most,
-                           const Line<float>& most, Line<float>& sum) {
-  Floats row = Floats::all(0.0f);
-  for_lanes(cols, [&](int64_t j) {
+TILEWISE_INLINE double sums(const Line<float>& z, int64_t cols, float base,
+                            ColumnSums<float>& of_cols) {
+  return sum_lanes(cols, [&](int64_t j) {
     const Floats v = Floats::load(z.at + j);
-    row = row + exp_nonpositive(v - Floats::all(row_most));
-    const Floats e = exp_nonpositive(v - Floats::load(most.at + j));
-    (Floats::load(sum.at + j) + e).store(sum.at + j);
+    const Floats e = exp_nonpositive(v - Floats::load(of_cols.base.at + j));
+    (Floats::load(of_cols.part.at + j) + e).store(of_cols.part.at + j);
+    return exp_nonpositive(v - Floats::all(base));
   });
-  return fold(row, Add());
 }
 
-TILEWISE_INLINE double sums(const Line<double>& z, int64_t cols, double row_most,
-                            const Line<double>& most, Line<double>& sum) {
-  double row = 0;
+TILEWISE_INLINE double sums(const Line<double>& z, int64_t cols, double base,
+                            ColumnSums<double>& of_cols) {
+  Sum row;
   for (int64_t j = 0; j < cols; ++j) {
-    row += ::exp(z.at[j] - row_most);
-    sum.at[j] += ::exp(z.at[j] - most.at[j]);
+    row.add(::exp(z.at[j] - base));
+    of_cols.total[j].add(::exp(z.at[j] - of_cols.base.at[j]));
   }
-  return row;
+  return row.value();
 }
 
 // The weighted probabilities of both directions, of the row and of the columns.
@@ -85,8 +114,8 @@ TILEWISE_INLINE void probabilities(const Line<double>& z, int64_t cols, const So
   }
 }
 
-// Targets of every pair of row i, less those of the matches.
-template <typename T, typename F>
+// Calls f(j, target) for the matches of row i: their targets beyond those that every pair has.
+template <typename F>
 TILEWISE_INLINE void for_matches(const ClipBlock& block, int64_t i, const F& f) {
   for (int64_t p = block.begin[i]; p < block.begin[i + 1]; ++p) {
     const int64_t j = block.positives[p];
@@ -94,46 +123,55 @@ TILEWISE_INLINE void for_matches(const ClipBlock& block, int64_t i, const F& f) 
   }
 }
 
+// The target that every pair has.
 TILEWISE_INLINE double smooth_target(const ClipBlock& block, int64_t i, int64_t j) {
   return block.row.weight[i] * block.row.smoothing + block.col.weight[j] * block.col.smoothing;
 }
 
-// The sum of targets times logits of a row.
+// Adds the targets times the logits of a row.
 template <typename T>
-TILEWISE_INLINE double targets(const ClipBlock& block, int64_t i, const Line<T>& z) {
-  double total = 0;
-  for_matches<T>(block, i, [&](int64_t j, double target) { total += target * z.at[j]; });
-  if (block.row.smoothing == 0 && block.col.smoothing == 0) return total;
-  for (int64_t j = 0; j < block.cols; ++j) total += smooth_target(block, i, j) * z.at[j];
-  return total;
+TILEWISE_INLINE void add_targets(const ClipBlock& block, int64_t i, const Line<T>& z, Sum& total) {
+  for_matches(block, i, [&](int64_t j, double target) { total.add(target * z.at[j]); });
+  if (block.row.smoothing == 0 && block.col.smoothing == 0) return;
+  for (int64_t j = 0; j < block.cols; ++j) total.add(smooth_target(block, i, j) * z.at[j]);
 }
 
 template <typename T>
 double log_sums(const ClipBlock& block, LogSum* rows, LogSum* cols) {
-  Line<T> z, most, sum;
+  Line<T> z, max;
+  ColumnSums<T> sum{};
   const int64_t n = padded(block.cols);
-  for (int64_t j = 0; j < n; ++j) {
-    most.at[j] = -INFINITY;
-    sum.at[j] = 0;
-  }
-  double total = 0;
+  for (int64_t j = 0; j < n; ++j) max.at[j] = -INFINITY;
+  Sum total;
   for (int64_t i = 0; i < block.rows; ++i) {
     read_row(block, i, z);
-    rows[i].largest = maxima(z, n, most);
-    total += targets(block, i, z);
+    rows[i].largest = maxima(z, n, max);
+    add_targets(block, i, z, total);
   }
+  for (int64_t j = 0; j < n; ++j) sum.base.at[j] = base_of(max.at[j]);
   for (int64_t i = 0; i < block.rows; ++i) {
     read_row(block, i, z);
-    rows[i].sum = sums(z, n, static_cast<T>(rows[i].largest), most, sum);
+    rows[i].sum = sums(z, n, static_cast<T>(base_of(rows[i].largest)), sum);
+    if ((i + 1) % sum.kRows == 0) sum.flush(n);
   }
-  for (int64_t j = 0; j < block.cols; ++j) cols[j] = {most.at[j], sum.at[j]};
+  sum.flush(n);
+  for (int64_t j = 0; j < block.cols; ++j) cols[j] = {max.at[j], sum.value(j)};
+  return total.value();
+}
+
+// The sum of dz * dot over a row.
+TILEWISE_INLINE double dot_with(const Line<float>& dz, const float* dots, int64_t cols) {
+  const int64_t whole = cols / kLanes * kLanes;
+  double total =
+      sum_lanes(whole, [&](int64_t j) { return Floats::load(dz.at + j) * Floats::load(dots + j); });
+  for (int64_t j = whole; j < cols; ++j) total += static_cast<double>(dz.at[j]) * dots[j];
   return total;
 }
 
-// What exponentials are relative to. Where all logits are -inf any base will do, and -inf less -inf
-// would be NaN.
-TILEWISE_INLINE double base(const LogSum& sums) {
-  return sums.largest == -INFINITY ? 0 : sums.largest;
+TILEWISE_INLINE double dot_with(const Line<double>& dz, const double* dots, int64_t cols) {
+  Sum total;
+  for (int64_t j = 0; j < cols; ++j) total.add(dz.at[j] * dots[j]);
+  return total.value();
 }
 
 template <typename T, typename G>
@@ -144,37 +182,30 @@ double gradient(const ClipBlock& block, G* grads, int64_t stride) {
   for (int64_t j = 0; j < n; ++j) {
     const LogSum sums = j < block.cols ? block.col.sums[j] : LogSum();
     const double weight = j < block.cols ? block.col.weight[j] : 0;
-    s.largest.at[j] = base(sums);
+    s.largest.at[j] = static_cast<T>(base_of(sums.largest));
     s.factor.at[j] = weight == 0 ? 0 : weight / sums.sum;
   }
   const bool smooth = block.row.smoothing != 0 || block.col.smoothing != 0;
   const T scale = static_cast<T>(block.scale);
-  double dz_dot = 0;
+  Sum dz_dot;
   for (int64_t i = 0; i < block.rows; ++i) {
     read_row(block, i, z);
     const LogSum& row = block.row.sums[i];
-    s.row_largest = static_cast<T>(base(row));
+    s.row_largest = static_cast<T>(base_of(row.largest));
     s.row_factor = static_cast<T>(block.row.weight[i] == 0 ? 0 : block.row.weight[i] / row.sum);
     probabilities(z, n, s, dz);
-    for_matches<T>(block, i, [&](int64_t j, double t) { dz.at[j] -= static_cast<T>(t); });
+    for_matches(block, i, [&](int64_t j, double t) { dz.at[j] -= static_cast<T>(t); });
     if (smooth) {
       for (int64_t j = 0; j < block.cols; ++j) {
         dz.at[j] -= static_cast<T>(smooth_target(block, i, j));
       }
     }
     const T* dots = static_cast<const T*>(block.dots) + i * block.stride;
-    T lanes[kLanes] = {};
-    for (int64_t j = 0; j + kLanes <= block.cols; j += kLanes) {
-      for (int64_t k = 0; k < kLanes; ++k) lanes[k] += dz.at[j + k] * dots[j + k];
-    }
-    for (int64_t j = block.cols / kLanes * kLanes; j < block.cols; ++j) {
-      lanes[j % kLanes] += dz.at[j] * dots[j];
-    }
-    for (const T lane : lanes) dz_dot += lane;
+    dz_dot.add(dot_with(dz, dots, block.cols));
     G* out = grads + i * stride;
     for (int64_t j = 0; j < block.cols; ++j) out[j] = static_cast<G>(dz.at[j] * scale);
   }
-  return dz_dot;
+  return dz_dot.value();
 }
 
 }  // namespace

@@ -5,26 +5,20 @@
 
 #include "capability.h"
 #include "log_sum.h"
+#include "logit_block.h"
 
 namespace tilewise {
 
-// One direction of the loss, for the rows or the columns of a block.
-struct ClipDirection {
+// One side's softmax, for the rows or the columns of a block.
+struct ClipSide {
   const LogSum* sums;    // of the whole row or column
   const double* weight;  // 1/2 over the number that have a match; 0 without one
   const double* target;  // of each match: weight / the number of its matches, less smoothing
   double smoothing;      // times the weight: the target of every pair
 };
 
-// A block of the dot products <image i, text j>, of float or double.
-struct ClipBlock {
-  bool is_double;
-  const void* dots;
-  int64_t rows, cols, stride;
-  const int64_t* begin;      // of row i, the columns
-  const int64_t* positives;  // positives[begin[i]..begin[i + 1]) match, ascending
-  double scale;              // logit = scale * dot
-  ClipDirection row, col;
+struct ClipBlock : MatchedBlock {
+  ClipSide row, col;
 };
 
 // clip_log_sums: LogSums of the block's rows and columns (`sums` is not read); returns the sum of

@@ -3,13 +3,12 @@
 
 #include <math.h>
 
+#include "lane_sum.h"
 #include "noise.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
-
-constexpr int64_t kBlock = 4096;  // columns whose divergences are summed in float32
 
 // Of a log variance v: the deviation exp(v / 2), and exp(v) - 1 and exp(v) - 1 - v without
 // cancellation.
@@ -70,17 +69,14 @@ TILEWISE_INLINE void sample_step(const GaussianRows& rows, NoiseRow noise, int64
 
 double sample_row(const GaussianRows& rows, NoiseRow noise, const float* mean, const float* logvar,
                   float* z) {
-  double total = 0;
+  LaneSum<Floats> sum;
   Floats term[2];
   int64_t col = 0;
-  while (col + kStep <= rows.cols) {
-    Floats sum = Floats::all(0.0f);
-    for (int64_t i = 0; i < kBlock && col + kStep <= rows.cols; i += kStep, col += kStep) {
-      sample_step(rows, noise, col, mean + col, logvar + col, z + col, term);
-      sum = sum + (term[0] + term[1]);
-    }
-    total += fold(sum, Add());
+  for (; col + kStep <= rows.cols; col += kStep) {
+    sample_step(rows, noise, col, mean + col, logvar + col, z + col, term);
+    sum.add(term[0] + term[1]);
   }
+  double total = sum.value();
   if (const int64_t left = rows.cols - col) {
     float m[kStep], v[kStep], out[kStep], terms[kStep];
     sample_step(rows, noise, col, step_at(mean + col, left, 0.0f, m),
@@ -96,17 +92,17 @@ double sample_row(const GaussianRows& rows, NoiseRow noise, const float* mean, c
 
 double sample_row(const GaussianRows& rows, NoiseRow noise, const double* mean,
                   const double* logvar, double* z) {
-  double total = 0;
+  Sum total;
   for (int64_t col = 0; col < rows.cols; col += kStep) {
     float n[kStep];
     normal_step(noise, col, n);
     for (int64_t i = col; i < rows.cols && i < col + kStep; ++i) {
       const Spread<double> s = spread(clamped(logvar[i], rows));
       z[i] = mean[i] + s.deviation * n[i - col];
-      total += mean[i] * mean[i] + s.gap;
+      total.add(mean[i] * mean[i] + s.gap);
     }
   }
-  return total / 2;
+  return total.value() / 2;
 }
 
 // Gradients of 32 columns.
@@ -121,7 +117,8 @@ TILEWISE_INLINE void gradient_step(const GaussianRows& rows, NoiseRow noise, int
     const Spread<Floats> s = spread(inside);
     const Floats d = d_z ? Floats::load(d_z + 16 * i) : Floats::all(0.0f);
     multiply_add(g, Floats::load(mean + 16 * i), d).store(d_mean + 16 * i);
-    const Floats d_v = multiply_add(g, s.excess, d * n[i] * s.deviation) * half;
+    // Halved first: what has room for the result has room for all of this.
+    const Floats d_v = multiply_add(g * half, s.excess, d * half * n[i] * s.deviation);
     const Floats zero = Floats::all(0.0f);
     if_less(v, inside, zero, if_less(inside, v, zero, d_v)).store(d_logvar + 16 * i);
   }
@@ -156,7 +153,7 @@ void gradient_row(const GaussianRows& rows, NoiseRow noise, const double* d_z, d
       const double inside = clamped(logvar[i], rows), d = d_z ? d_z[i] : 0;
       const Spread<double> s = spread(inside);
       d_mean[i] = d + d_kl * mean[i];
-      const double d_v = (d * n[i - col] * s.deviation + d_kl * s.excess) / 2;
+      const double d_v = d / 2 * n[i - col] * s.deviation + d_kl / 2 * s.excess;
       d_logvar[i] = inside != logvar[i] && logvar[i] == logvar[i] ? 0 : d_v;
     }
   }

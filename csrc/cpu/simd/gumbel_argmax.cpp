@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "lane_sum.h"
 #include "noise.h"
 
 namespace tilewise {
@@ -19,12 +20,12 @@ TILEWISE_INLINE void load_step(const float* x, int64_t left, Floats (&logits)[2]
 TILEWISE_INLINE int64_t largest(NoiseRow noise, const float* x, int64_t cols, bool mark_invalid) {
   float best = -INFINITY;
   int64_t index = 0;
-  const Floats most = Floats::all(INFINITY);
+  const Floats infinity = Floats::all(INFINITY);
   Floats invalid = Floats::all(0.0f);  // takes up NaN and +inf
   for (int64_t col = 0; col < cols; col += kStep) {
     Floats logits[2], z[2];
     load_step(x + col, cols - col, logits);
-    for (int i = 0; i < 2; ++i) invalid = if_less(logits[i], most, invalid, logits[i]);
+    for (int i = 0; i < 2; ++i) invalid = if_less(logits[i], infinity, invalid, logits[i]);
     const Floats threshold[2] = {Floats::all(best), Floats::all(best)};
     const uint32_t bits = candidates(noise, Stream::Gumbel, logits, col, threshold, z);
     if (bits) index = col + place_of_largest(z, bits, best);
@@ -101,33 +102,28 @@ struct Normalizer {
 };
 
 TILEWISE_INLINE Normalizer log_sum_exp(const float* x, int64_t cols) {
-  Floats most = Floats::all(-INFINITY);
+  Floats max = Floats::all(-INFINITY);
   float copy[kStep];
   for (int64_t col = 0; col < cols; col += kStep) {
     const float* in = step_at(x + col, cols - col, -INFINITY, copy);
-    most = higher(higher(Floats::load(in), Floats::load(in + 16)), most);
+    max = higher(higher(Floats::load(in), Floats::load(in + 16)), max);
   }
-  const float base = fold(most, Largest());
-  double total = 0;
-  constexpr int64_t kBlock = 4096;  // float32 sums stay short
-  for (int64_t first = 0; first < cols; first += kBlock) {
-    Floats sum[2] = {Floats::all(0.0f), Floats::all(0.0f)};
-    for (int64_t col = first; col < cols && col < first + kBlock; col += kStep) {
-      const float* in = step_at(x + col, cols - col, -INFINITY, copy);
-      for (int i = 0; i < 2; ++i) {
-        sum[i] = sum[i] + exp_nonpositive(Floats::load(in + 16 * i) - Floats::all(base));
-      }
-    }
-    total += fold(sum[0] + sum[1], Add());
+  const Floats base = Floats::all(fold(max, Largest()));
+  LaneSum<Floats> total;
+  for (int64_t col = 0; col < cols; col += kStep) {
+    const float* in = step_at(x + col, cols - col, -INFINITY, copy);
+    total.add(exp_nonpositive(Floats::load(in) - base) +
+              exp_nonpositive(Floats::load(in + 16) - base));
   }
-  return {base, ::log(total)};
+  return {fold(max, Largest()), ::log(total.value())};
 }
 
 TILEWISE_INLINE Normalizer log_sum_exp(const double* x, int64_t cols) {
-  double most = -INFINITY, total = 0;
-  for (int64_t i = 0; i < cols; ++i) most = x[i] > most ? x[i] : most;
-  for (int64_t i = 0; i < cols; ++i) total += ::exp(x[i] - most);
-  return {most, ::log(total)};
+  double max = -INFINITY;
+  Sum total;
+  for (int64_t i = 0; i < cols; ++i) max = x[i] > max ? x[i] : max;
+  for (int64_t i = 0; i < cols; ++i) total.add(::exp(x[i] - max));
+  return {max, ::log(total.value())};
 }
 
 TILEWISE_INLINE void choose(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap,

@@ -4,6 +4,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "../../common/sum.h"
 #include "noise.h"
 
 namespace tilewise {
@@ -34,15 +35,15 @@ TILEWISE_INLINE float perturb(NoiseRow noise, const float* x, float* y, int64_t 
     uniform_columns(noise, Stream::Gumbel, first + col, u);
     for (int i = 0; i < 2; ++i) u[i].store(out + 16 * i);
   });
-  Floats most[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
+  Floats max[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
   for_steps(x, y, cols, -INFINITY, [&](int64_t, const float* logits, const float* u, float* out) {
     for (int i = 0; i < 2; ++i) {
       const Floats z = Floats::load(logits + 16 * i) + gumbel(Floats::load(u + 16 * i));
       z.store(out + 16 * i);
-      most[i] = higher(z, most[i]);
+      max[i] = higher(z, max[i]);
     }
   });
-  return fold(higher(most[0], most[1]), Largest());
+  return fold(higher(max[0], max[1]), Largest());
 }
 
 // y = exp((y - base) / tau); returns the sum.
@@ -71,12 +72,12 @@ TILEWISE_INLINE void scale(float* y, int64_t cols, float factor) {
 // sums.
 void softmax_group(NoiseRow noise, const float* x, float* y, int64_t rows, int64_t cols,
                    float inverse_tau) {
-  float most[kGroupRows], sum[kGroupRows];
+  float max[kGroupRows], sum[kGroupRows];
   for (int64_t r = 0; r < rows; ++r) {
-    most[r] = perturb({noise.seed, noise.row + r}, x + r * cols, y + r * cols, 0, cols);
+    max[r] = perturb({noise.seed, noise.row + r}, x + r * cols, y + r * cols, 0, cols);
   }
   for (int64_t r = 0; r < rows; ++r) {
-    sum[r] = exponentials(y + r * cols, cols, most[r], inverse_tau);
+    sum[r] = exponentials(y + r * cols, cols, max[r], inverse_tau);
   }
   for (int64_t r = 0; r < rows; ++r) scale(y + r * cols, cols, 1 / sum[r]);
 }
@@ -86,26 +87,26 @@ void softmax_group(NoiseRow noise, const float* x, float* y, int64_t rows, int64
 void softmax_long_row(NoiseRow noise, const float* x, float* y, int64_t cols, double inverse_tau,
                       float* maxima) {
   const float inverse = static_cast<float>(inverse_tau);
-  float most = -INFINITY;
+  float max = -INFINITY;
   double sum = 0;
   for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
     const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
-    const float before = most;
-    most = Largest()(perturb(noise, x + col, y + col, col, n), before);
-    *maxima++ = most;
-    if (most == -INFINITY) {  // all masked so far
+    const float before = max;
+    max = Largest()(perturb(noise, x + col, y + col, col, n), before);
+    *maxima++ = max;
+    if (max == -INFINITY) {  // all masked so far
       for (int64_t i = col; i < col + n; ++i) sum += y[i] = y[i] == -INFINITY ? 0.0f : NAN;
       continue;
     }
-    if (sum != 0) sum *= ::exp((static_cast<double>(before) - most) * inverse_tau);
-    sum += exponentials(y + col, n, most, inverse);
+    if (sum != 0) sum *= ::exp((static_cast<double>(before) - max) * inverse_tau);
+    sum += exponentials(y + col, n, max, inverse);
   }
   while (cols > 0) {
     const int64_t n = (cols - 1) % kSoftmaxBlock + 1;
     cols -= n;
     double factor = 1 / sum;  // a row of only -inf: 0 * infinity
-    if (*--maxima != most) {
-      factor *= ::exp((static_cast<double>(*maxima) - most) * inverse_tau);
+    if (*--maxima != max) {
+      factor *= ::exp((static_cast<double>(*maxima) - max) * inverse_tau);
     }
     scale(y + cols, n, static_cast<float>(factor));
   }
@@ -132,17 +133,18 @@ void softmax_rows(const GumbelRows& rows, const float* x, float* y, float* maxim
 void softmax_rows(const GumbelRows& rows, const double* x, double* y, float*) {
   const int64_t cols = rows.cols;
   for (int64_t r = 0; r < rows.rows; ++r, x += cols, y += cols) {
-    double most = -INFINITY, sum = 0;
+    double max = -INFINITY;
+    Sum sum;
     for (int64_t col = 0; col < cols; col += kStep) {
       float g[kStep];
       gumbel_step({rows.seed, rows.first_row + r}, Stream::Gumbel, col, g);
       for (int64_t i = col; i < cols && i < col + kStep; ++i) {
         y[i] = x[i] + g[i - col];
-        if (y[i] > most) most = y[i];
+        if (y[i] > max) max = y[i];
       }
     }
-    for (int64_t i = 0; i < cols; ++i) sum += y[i] = ::exp((y[i] - most) * rows.inverse_tau);
-    for (int64_t i = 0; i < cols; ++i) y[i] /= sum;
+    for (int64_t i = 0; i < cols; ++i) sum.add(y[i] = ::exp((y[i] - max) * rows.inverse_tau));
+    for (int64_t i = 0; i < cols; ++i) y[i] /= sum.value();
   }
 }
 
@@ -164,9 +166,9 @@ TILEWISE_INLINE double dot(const float* a, const float* b, int64_t cols) {
 }
 
 TILEWISE_INLINE double dot(const double* a, const double* b, int64_t cols) {
-  double total = 0;
-  for (int64_t j = 0; j < cols; ++j) total += a[j] * b[j];
-  return total;
+  Sum total;
+  for (int64_t j = 0; j < cols; ++j) total.add(a[j] * b[j]);
+  return total.value();
 }
 
 // Sum of -y * (grad - mean) * log(y): tau times the gradient of tau. A perturbed logit is
@@ -191,11 +193,11 @@ TILEWISE_INLINE double tau_sum(const float* grad, const float* y, int64_t cols, 
 }
 
 TILEWISE_INLINE double tau_sum(const double* grad, const double* y, int64_t cols, double mean) {
-  double total = 0;
+  Sum total;
   for (int64_t j = 0; j < cols; ++j) {
-    total -= y[j] * (grad[j] - mean) * ::log(y[j] < DBL_MIN ? DBL_MIN : y[j]);
+    total.add(-y[j] * (grad[j] - mean) * ::log(y[j] < DBL_MIN ? DBL_MIN : y[j]));
   }
-  return total;
+  return total.value();
 }
 
 template <typename T>
@@ -224,18 +226,6 @@ void softmax_gradient(const GumbelRows& rows, const void* grad, const void* y, v
                                  static_cast<const double*>(y), static_cast<double*>(d_x), d_tau)
                  : gradient_rows(rows, static_cast<const float*>(grad),
                                  static_cast<const float*>(y), static_cast<float*>(d_x), d_tau);
-}
-
-void stream_words(uint64_t seed, uint64_t row, int64_t cols, uint32_t op, uint32_t* out) {
-  for (int64_t col = 0; col < cols; col += kStep) {
-    Words c[4];
-    random_words({seed, row}, col, static_cast<Stream>(op), c);
-    const Words a = beside(c[0], c[1]), b = beside(c[2], c[3]);
-    uint32_t words[kStep];
-    columns<false>(a, b).as<Wide<uint32_t>>().store(words);
-    columns<true>(a, b).as<Wide<uint32_t>>().store(words + 16);
-    for (int64_t i = col; i < cols && i < col + kStep; ++i) out[i] = words[i - col];
-  }
 }
 
 }  // namespace CPU_CAPABILITY

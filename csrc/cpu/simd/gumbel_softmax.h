@@ -20,13 +20,11 @@ struct GumbelRows {
 // gumbel_softmax: y = softmax((x + noise) / tau). maxima: space for a number per block of a row.
 // softmax_gradient: d_x = y * (grad - sum(y * grad)) / tau, of relaxed samples y. d_tau, unless
 //   null: adds each row's part of the gradient of tau.
-// stream_words: the first words of a row of the random stream, whatever op has this number.
-#define TILEWISE_DECLARE(CAPABILITY)                                                        \
-  namespace CAPABILITY {                                                                    \
-  void gumbel_softmax(const GumbelRows&, const void* x, void* y, float* maxima);            \
-  void softmax_gradient(const GumbelRows&, const void* grad, const void* y, void* d_x,      \
-                        double* d_tau);                                                     \
-  void stream_words(uint64_t seed, uint64_t row, int64_t cols, uint32_t op, uint32_t* out); \
+#define TILEWISE_DECLARE(CAPABILITY)                                                   \
+  namespace CAPABILITY {                                                               \
+  void gumbel_softmax(const GumbelRows&, const void* x, void* y, float* maxima);       \
+  void softmax_gradient(const GumbelRows&, const void* grad, const void* y, void* d_x, \
+                        double* d_tau);                                                \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

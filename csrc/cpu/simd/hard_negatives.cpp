@@ -10,6 +10,8 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
+static_assert(kBlockMultiple % kStep == 0 && kMaxBlock % kStep == 0);
+
 // The largest perturbed logits of the columns, and the rows that have them: small integers.
 struct Columns {
   Line<float> value, row;

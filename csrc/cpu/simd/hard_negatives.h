@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "capability.h"
+#include "logit_block.h"
 
 namespace tilewise {
 
@@ -13,16 +14,9 @@ struct Best {
   int64_t index = -1;
 };
 
-// A block of the dot products <image i, text j>, of float or double.
-struct NegativesBlock {
-  bool is_double;
-  const void* dots;
-  int64_t rows, cols, stride;
-  const int64_t* begin;      // of row i, the columns
-  const int64_t* positives;  // positives[begin[i]..begin[i + 1]) match
-  double scale;              // logit = scale * dot
+struct NegativesBlock : MatchedBlock {
   uint64_t seed, noise_row;  // of the block's first row in the random stream
-  int64_t row, col;          // of the block's corner; col is a multiple of 32
+  int64_t row, col;          // of the block's corner; col is a multiple of kBlockMultiple
 };
 
 // Raises what is known of the block's rows and columns, whose indices are columns and rows of all.

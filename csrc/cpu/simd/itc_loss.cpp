@@ -12,35 +12,30 @@ namespace CPU_CAPABILITY {
 namespace {
 
 TILEWISE_INLINE float largest_of(const Line<float>& z, int64_t end) {
-  Floats most = Floats::all(-INFINITY);
-  for_lanes(end, [&](int64_t j) { most = higher(Floats::load(z.at + j), most); });
-  return fold(most, Largest());
+  Floats max = Floats::all(-INFINITY);
+  for_lanes(end, [&](int64_t j) { max = higher(Floats::load(z.at + j), max); });
+  return fold(max, Largest());
 }
 
 TILEWISE_INLINE double largest_of(const Line<double>& z, int64_t end) {
-  double most = -INFINITY;
-  for (int64_t j = 0; j < end; ++j) most = z.at[j] > most ? z.at[j] : most;
-  return most;
+  double max = -INFINITY;
+  for (int64_t j = 0; j < end; ++j) max = z.at[j] > max ? z.at[j] : max;
+  return max;
 }
 
-// z becomes exp(z - largest), whose sum this returns.
-TILEWISE_INLINE float exponentials(Line<float>& z, int64_t end, float largest) {
-  Floats sum = Floats::all(0.0f);
-  for_lanes(end, [&](int64_t j) {
-    const Floats e = exp_nonpositive(Floats::load(z.at + j) - Floats::all(largest));
+// z becomes exp(z - base), whose sum this returns.
+TILEWISE_INLINE double exponentials(Line<float>& z, int64_t end, float base) {
+  return sum_lanes(end, [&](int64_t j) {
+    const Floats e = exp_nonpositive(Floats::load(z.at + j) - Floats::all(base));
     e.store(z.at + j);
-    sum = sum + e;
+    return e;
   });
-  return fold(sum, Add());
 }
 
-TILEWISE_INLINE double exponentials(Line<double>& z, int64_t end, double largest) {
-  double sum = 0;
-  for (int64_t j = 0; j < end; ++j) {
-    z.at[j] = ::exp(z.at[j] - largest);
-    sum += z.at[j];
-  }
-  return sum;
+TILEWISE_INLINE double exponentials(Line<double>& z, int64_t end, double base) {
+  Sum sum;
+  for (int64_t j = 0; j < end; ++j) sum.add(z.at[j] = ::exp(z.at[j] - base));
+  return sum.value();
 }
 
 template <typename T>
@@ -48,23 +43,22 @@ void weights_of(const ItcBlock& block) {
   Line<T> z;
   const int64_t end = padded(block.cols);
   for (int64_t i = 0; i < block.rows; ++i) {
-    T* dots = static_cast<T*>(block.dots) + i * block.stride;
-    read_logits(dots, block.cols, end, block.scale, z);
+    read_logits(static_cast<const T*>(block.dots) + i * block.stride, block.cols, end, block.scale,
+                z);
     ItcRow& row = block.of_row[i];
     const T largest = largest_of(z, end);
     if (largest > row.largest) {
       const double factor = ::exp(row.largest - largest);
       row.largest = largest;
       row.sum *= factor;
-      row.nearest = block.first;
-      while (z.at[row.nearest - block.first] != largest) ++row.nearest;
-      T* mean = static_cast<T*>(block.means) + i * block.dim;
-      for (int64_t d = 0; d < block.dim; ++d) mean[d] *= static_cast<T>(factor);
+      row.argmax = block.first;
+      while (z.at[row.argmax - block.first] != largest) ++row.argmax;
+      T* sums = static_cast<T*>(block.sums) + i * block.dim;
+      for (int64_t d = 0; d < block.dim; ++d) sums[d] *= static_cast<T>(factor);
     }
-    // Before the first finite logit any base will do, and -inf less -inf would be NaN.
-    const double base = row.largest == -INFINITY ? 0 : row.largest;
-    row.sum += exponentials(z, end, static_cast<T>(base));
-    for (int64_t j = 0; j < block.cols; ++j) dots[j] = z.at[j];
+    row.sum += exponentials(z, end, static_cast<T>(base_of(row.largest)));
+    T* weights = static_cast<T*>(block.weights) + i * block.stride;
+    for (int64_t j = 0; j < block.cols; ++j) weights[j] = z.at[j];
   }
 }
 

@@ -5,29 +5,27 @@
 
 #include "capability.h"
 #include "log_sum.h"
+#include "logit_block.h"
 
 namespace tilewise {
 
 // Of the logits of a query so far: the sum of exponentials, and which candidate has the largest.
 struct ItcRow : LogSum {
-  int64_t nearest = -1;
+  int64_t argmax = -1;
 };
 
-// A block of the dot products <query i, candidate j>, of float or double, and what is known of its
-// rows from the candidates before.
-struct ItcBlock {
-  bool is_double;
-  void* dots;
-  int64_t rows, cols, stride;
+// Some queries against some candidates, and what is known of the queries from the candidates
+// before.
+struct ItcBlock : LogitBlock {
   int64_t first;   // the number of the first candidate
-  double scale;    // logit = scale * dot
-  ItcRow* of_row;  // for each row
-  void* means;  // (rows, dim) of the dots' type, contiguous: sums of exp(z - largest) * candidate
-  int64_t dim;  // 0 where no means are wanted
+  ItcRow* of_row;  // for each query
+  void* weights;   // exp(z - largest), for the product with the candidates: where the dots are
+  void* sums;      // (rows, dim), contiguous, of the dots' type: of weights times candidates
+  int64_t dim;     // 0 where no such sums are wanted
 };
 
-// Adds the block to what is known of the rows, multiplies the means by what a larger logit asks
-// for, and puts the weights exp(z - largest) in the place of the dots.
+// Adds the block to what is known of the queries and writes the weights. Where a block raises the
+// largest logit of a query, its row of `sums` is brought to the new one.
 #define TILEWISE_DECLARE(CAPABILITY) \
   namespace CAPABILITY {             \
   void itc_weights(const ItcBlock&); \

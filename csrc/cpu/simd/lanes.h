@@ -4,8 +4,15 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#include "vec_math.h"
+#include "capability.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
@@ -62,6 +69,7 @@ struct Wide {
 TILEWISE_OPERATOR(+)
 TILEWISE_OPERATOR(-)
 TILEWISE_OPERATOR(*)
+TILEWISE_OPERATOR(/)
 TILEWISE_OPERATOR(&)
 TILEWISE_OPERATOR(|)
 TILEWISE_OPERATOR(^)
@@ -202,9 +210,55 @@ TILEWISE_INLINE void narrow(const Wide<double>& a, float* p) {
 #endif
 }
 
+// As bfloat16, rounded to nearest even; a NaN stays one.
+TILEWISE_INLINE void store_bfloat16(const Wide<float>& a, void* p) {
+  using Bits = Wide<uint32_t>;
+  const Bits bits = a.as<Bits>();
+  const Bits rounded = (bits + Bits::all(0x7FFF) + ((bits >> 16) & Bits::all(1))) >> 16;
+  const Bits magnitude = bits & Bits::all(0x7FFFFFFF);
+  const Bits out = if_less(Bits::all(0x7F800000), magnitude, Bits::all(0x7FC0), rounded);
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)out.v[0]));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256i words = _mm256_packus_epi32((__m256i)out.v[0], (__m256i)out.v[1]);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+#else
+  uint32_t words[16];
+  out.store(words);
+  uint16_t halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = static_cast<uint16_t>(words[i]);
+  std::memcpy(p, halves, sizeof halves);
+#endif
+}
+
+// Those lanes of a, and of b behind it.
+#if defined(__clang__) || __GNUC__ >= 12
+template <int... lanes, typename V>
+TILEWISE_INLINE auto shuffle(V a, V b) {
+  return __builtin_shufflevector(a, b, lanes...);
+}
+#else  // older compilers shuffle whole vectors only, and narrower ones are made lane by lane
+template <typename T, int n>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(n * sizeof(T))));
+};
+
+template <int... lanes, typename V>
+TILEWISE_INLINE auto shuffle(V a, V b) {
+  using T = std::remove_reference_t<decltype(a[0])>;
+  constexpr int n = sizeof...(lanes), whole = sizeof(V) / sizeof(T);
+  if constexpr (n == whole) {
+    using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+    return __builtin_shuffle(a, b, typename VectorOf<Index, n>::Type{lanes...});
+  } else {
+    return typename VectorOf<T, n>::Type{(lanes < whole ? a[lanes % whole] : b[lanes % whole])...};
+  }
+}
+#endif
+
 template <int... lanes, typename V>
 TILEWISE_INLINE auto pick(V v) {
-  return __builtin_shufflevector(v, v, lanes...);
+  return shuffle<lanes...>(v, v);
 }
 
 // Lane i with lane i + n / 2, and so on, down to one.

@@ -1,22 +1,22 @@
 // A row of a block of logits at a time, in a buffer of whole vectors.
 #pragma once
 
-#include "capability.h"
+#include "../../common/integer.h"
+#include "flush_denormals.h"
+#include "lane_sum.h"
+#include "logit_block.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 
-constexpr int64_t kMostCols = 512;  // of a block
-constexpr int64_t kLanes = 16;
-
 // A number for each column of a block, and for what fills up the last vectors.
 template <typename T>
 struct Line {
-  alignas(64) T at[kMostCols];
+  alignas(64) T at[kMaxBlock];
 };
 
 TILEWISE_INLINE int64_t padded(int64_t cols, int64_t lanes = kLanes) {
-  return (cols + lanes - 1) / lanes * lanes;
+  return round_up(cols, lanes);
 }
 
 // z = scale * dots up to `cols`; from there to `end` -inf, whose exponential is 0.

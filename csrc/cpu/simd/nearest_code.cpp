@@ -167,8 +167,8 @@ bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, dou
           Floats::load(packed.residual + at) * length + Floats::load(packed.length + at) * residual;
       // Rounded down: less the rounding of this line and of the conversion.
       Floats bound = (square - margin - (square + margin) * rounding) * inverse - two;
-      valid = valid & if_less(lowest, bound, one, none);  // NaN is not
-      bound = if_less(bound, highest, bound, highest);    // also where it is infinite
+      valid = valid & if_less(lowest, bound, one, none);                // NaN is not
+      bound = higher(if_less(bound, highest, bound, highest), lowest);  // also where it is infinite
       (convert<int32_t>(bound) + Ints::load(packed.sums + at) * offset).store(bias + j);
     }
   }

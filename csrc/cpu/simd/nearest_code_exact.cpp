@@ -216,20 +216,20 @@ TILEWISE_INLINE Candidate* append_groups(const float* bounds, int64_t begin, int
   return candidates;
 }
 
-// All groups whose bound is at most `limit`; stops beyond `most`. Returns their end.
-Candidate* find_groups(const float* bounds, int64_t count, float limit, int64_t most, int32_t row,
-                       Candidate* candidates) {
+// All groups whose bound is at most `limit`; stops beyond `max_groups`. Returns their end.
+Candidate* find_groups(const float* bounds, int64_t count, float limit, int64_t max_groups,
+                       int32_t row, Candidate* candidates) {
   constexpr int64_t kStep = 4 * kGroups;
   Candidate* end = candidates;
   int64_t g = 0;
-  for (; g + kStep <= count && end - candidates <= most; g += kStep) {
+  for (; g + kStep <= count && end - candidates <= max_groups; g += kStep) {
     Floats low = Floats::load(bounds + g);
     for (int i = 1; i < 4; ++i) low = lower(low, Floats::load(bounds + g + i * kGroups));
     float values[kGroups];
     low.store(values);
     if (at_most(values, limit)) end = append_groups(bounds, g, g + kStep, limit, row, end);
   }
-  if (end - candidates <= most) end = append_groups(bounds, g, count, limit, row, end);
+  if (end - candidates <= max_groups) end = append_groups(bounds, g, count, limit, row, end);
   return end;
 }
 
@@ -269,11 +269,11 @@ void resolve(const Search& search, const Packed& packed, int64_t first_panel, in
   for (int64_t i = 0; i < block.count; ++i) {
     Row& row = *block.rows[i];
     if (!row.hard) {
-      const int64_t most = group_limit - row.groups;
+      const int64_t max_groups = group_limit - row.groups;
       Candidate* const own = end;
-      end = find_groups(block.minima + i * block.stride, count, row.threshold, most,
+      end = find_groups(block.minima + i * block.stride, count, row.threshold, max_groups,
                         static_cast<int32_t>(i), own);
-      row.hard = end - own > most;
+      row.hard = end - own > max_groups;
       if (row.hard) end = own;
       for (Candidate* c = own; c < end; ++c) prefetch_group(search, packed, first + c->group);
     }

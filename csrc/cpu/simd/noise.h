@@ -1,9 +1,10 @@
 // Random variates in vector registers, 32 neighbouring columns at a time. The words are those of
-// csrc/common/philox.h on every instruction set; docs/gumbel_softmax.md derives what is made of
+// csrc/common/philox.h on every instruction set; docs/ops/gumbel_softmax.md derives what is made of
 // them.
 #pragma once
 
 #include "../../common/philox.h"
+#include "flush_denormals.h"
 #include "lane_math.h"
 
 namespace tilewise {
@@ -57,12 +58,11 @@ TILEWISE_INLINE Words columns(const Words& a, const Words& b) {
   constexpr int s = second;
   TILEWISE_EACH_OF(Words) {
     if constexpr (Words::each == 8) {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 8 + s, 2 + s, 10 + s, 4 + s, 12 + s,
-                                         6 + s, 14 + s);
+      out.v[i] = shuffle<s, 8 + s, 2 + s, 10 + s, 4 + s, 12 + s, 6 + s, 14 + s>(a.v[i], b.v[i]);
     } else if constexpr (Words::each == 4) {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 4 + s, 2 + s, 6 + s);
+      out.v[i] = shuffle<s, 4 + s, 2 + s, 6 + s>(a.v[i], b.v[i]);
     } else {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 2 + s);
+      out.v[i] = shuffle<s, 2 + s>(a.v[i], b.v[i]);
     }
   }
   return out;
@@ -153,14 +153,12 @@ TILEWISE_INLINE Floats in_turn(const Floats& a, const Floats& b) {
   constexpr int s = 2 * second;
   TILEWISE_EACH_OF(Floats) {
     if constexpr (Floats::each == 16) {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 16 + s, s + 1, 17 + s, 4 + s, 20 + s,
-                                         5 + s, 21 + s, 8 + s, 24 + s, 9 + s, 25 + s, 12 + s,
-                                         28 + s, 13 + s, 29 + s);
+      out.v[i] = shuffle<s, 16 + s, s + 1, 17 + s, 4 + s, 20 + s, 5 + s, 21 + s, 8 + s, 24 + s,
+                         9 + s, 25 + s, 12 + s, 28 + s, 13 + s, 29 + s>(a.v[i], b.v[i]);
     } else if constexpr (Floats::each == 8) {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 8 + s, s + 1, 9 + s, 4 + s, 12 + s,
-                                         5 + s, 13 + s);
+      out.v[i] = shuffle<s, 8 + s, s + 1, 9 + s, 4 + s, 12 + s, 5 + s, 13 + s>(a.v[i], b.v[i]);
     } else {
-      out.v[i] = __builtin_shufflevector(a.v[i], b.v[i], s, 4 + s, s + 1, 5 + s);
+      out.v[i] = shuffle<s, 4 + s, s + 1, 5 + s>(a.v[i], b.v[i]);
     }
   }
   return out;

@@ -1,142 +1,191 @@
-// Vector kernel of the sigmoid loss: turns a tile of dot products into its gradients.
+// Vector kernel of the sigmoid loss: a block of dot products becomes its gradients.
 #include "sigmoid_loss.h"
 
+#include <ATen/cpu/vec/vec.h>
 #include <math.h>
 
-#include "vec_math.h"
+#include "flush_denormals.h"
+#include "lane_math.h"
+#include "lane_sum.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-template <typename V>
+// float64 takes torch's functions.
+template <typename F>
+TILEWISE_INLINE Lanes each(const Lanes& x, const F& f) {
+  using V = at::vec::Vectorized<double>;
+  double lanes[8];
+  x.store(lanes);
+  for (int i = 0; i < 8; i += V::size()) f(V::loadu(lanes + i)).store(lanes + i);
+  return Lanes::load(lanes);
+}
+TILEWISE_INLINE Lanes exp_nonpositive(const Lanes& x) {
+  return each(x, [](auto v) { return v.exp(); });
+}
+TILEWISE_INLINE Lanes log1p_unit(const Lanes& x) {
+  return each(x, [](auto v) { return v.log1p(); });
+}
+TILEWISE_INLINE Lanes reciprocal(const Lanes& x) { return Lanes::all(1.0) / x; }
+TILEWISE_INLINE Lanes minus_abs(const Lanes& x) {
+  return (x.as<Longs>() | Longs::all(INT64_MIN)).as<Lanes>();
+}
+TILEWISE_INLINE Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& c) {
+  return a * b + c;
+}
+
+// The vector of an element type.
+template <typename T>
+using Vector = std::conditional_t<std::is_same_v<T, double>, Lanes, Floats>;
+
+template <typename T>
 struct Coefficients {
-  V scale, bias, factor;
-  explicit Coefficients(const SigmoidParams& p)
-      : scale(p.scale), bias(p.bias), factor(p.grad_factor) {}
+  Vector<T> scale, bias, factor;
+  explicit Coefficients(const SigmoidBlock& block)
+      : scale(Vector<T>::all(static_cast<T>(block.scale))),
+        bias(Vector<T>::all(static_cast<T>(block.coefficients.bias))),
+        factor(Vector<T>::all(static_cast<T>(block.coefficients.grad_factor))) {}
 };
 
+// loss, dz * dot and dz of some pairs.
 template <typename V>
-struct Partial {
-  V loss = V(0), dz_dot = V(0), dz = V(0);
+struct Terms {
+  V loss, dz_dot, dz;
 };
 
-template <typename V>
-inline double sum(V v) {
-  typename V::value_type lanes[V::size()];
-  v.store(lanes);
-  double total = 0;
-  for (int i = 0; i < V::size(); ++i) total += lanes[i];
-  return total;
+// What a row's pairs add up to.
+template <typename T>
+struct Totals {
+  LaneSum<Vector<T>> loss, dz_dot, dz;
+};
+
+template <bool kGrad, typename T>
+TILEWISE_INLINE void add(const Terms<Vector<T>>& terms, Totals<T>& totals) {
+  totals.loss.add(terms.loss);
+  if (!kGrad) return;
+  totals.dz_dot.add(terms.dz_dot);
+  totals.dz.add(terms.dz);
 }
 
-// Pairs that do not match: loss softplus(z), dz = sigmoid(z). Adds the first `count` lanes to the
-// sums and returns d(loss)/d(dot).
-template <bool kGrad, typename V>
-TILEWISE_INLINE V negative(V dot, const Coefficients<V>& c, Partial<V>& partial, int64_t count) {
-  const V zero(0), one(1);
-  const bool full = count >= V::size();  // known when compiled, in the loops below
-  const V z = at::vec::fmadd(dot, c.scale, c.bias);
-  const V e = exp_nonpositive(z.abs().neg());  // in (0, 1]: nothing overflows
-  const V loss = at::vec::clamp_min(z, zero) + log1p_unit(e);
-  partial.loss = partial.loss + (full ? loss : V::set(zero, loss, count));
-  if (!kGrad) return dot;
-  V dz = V::blendv(e, one, z > zero) * reciprocal(one + e);
-  if (!full) dz = V::set(zero, dz, count);
-  partial.dz_dot = at::vec::fmadd(dz, dot, partial.dz_dot);
-  partial.dz = partial.dz + dz;
-  return dz * c.factor;
+// A vector of pairs that do not match: loss softplus(z), dz = sigmoid(z).
+template <bool kGrad, typename T, typename V = Vector<T>>
+TILEWISE_INLINE Terms<V> negative(const V& dot, const Coefficients<T>& c) {
+  const V zero = V::all(0), one = V::all(1);
+  const V z = multiply_add(dot, c.scale, c.bias);
+  const V e = exp_nonpositive(minus_abs(z));  // in (0, 1]: nothing overflows
+  Terms<V> out;
+  out.loss = higher(zero, z) + log1p_unit(e);  // NaN passes
+  if (!kGrad) return out;
+  out.dz = if_less(zero, z, one, e) * reciprocal(one + e);
+  out.dz_dot = out.dz * dot;
+  return out;
 }
 
-template <bool kGrad, typename scalar_t>
-TILEWISE_INLINE void negatives(const scalar_t* dots, scalar_t* grads, int64_t n,
-                               const Coefficients<Vectorized<scalar_t>>& c,
-                               Partial<Vectorized<scalar_t>>& partial) {
-  using V = Vectorized<scalar_t>;
+TILEWISE_INLINE void store(const Floats& v, float* out) { v.store(out); }
+TILEWISE_INLINE void store(const Lanes& v, double* out) { v.store(out); }
+TILEWISE_INLINE void store(const Floats& v, c10::BFloat16* out) { store_bfloat16(v, out); }
+
+// Adds what n pairs give, less than a vector.
+template <bool kGrad, typename T, typename G, typename V = Vector<T>>
+TILEWISE_INLINE void rest(const T* dots, G* grads, int64_t n, const Coefficients<T>& c,
+                          Terms<V>& sum) {
+  constexpr int64_t size = 64 / sizeof(T);
+  T x[size] = {};
+  G g[size];
+  for (int64_t i = 0; i < n; ++i) x[i] = dots[i];
+  const Terms<V> terms = negative<kGrad, T>(V::load(x), c);
+  if (kGrad) {
+    store(terms.dz * c.factor, g);
+    for (int64_t i = 0; i < n; ++i) grads[i] = g[i];
+  }
+  const auto keep = [&](const V& v) {
+    v.store(x);
+    for (int64_t i = n; i < size; ++i) x[i] = 0;
+    return V::load(x);
+  };
+  sum.loss = sum.loss + keep(terms.loss);
+  if (!kGrad) return;
+  sum.dz_dot = sum.dz_dot + keep(terms.dz_dot);
+  sum.dz = sum.dz + keep(terms.dz);
+}
+
+template <bool kGrad, typename T, typename G>
+TILEWISE_INLINE void negatives(const T* dots, G* grads, int64_t n, const Coefficients<T>& c,
+                               Totals<T>& totals) {
+  using V = Vector<T>;
+  constexpr int64_t size = 64 / sizeof(T);
+  const auto take = [&](int64_t j, Terms<V>& sum) __attribute__((always_inline)) {
+    const Terms<V> terms = negative<kGrad, T>(V::load(dots + j), c);
+    sum.loss = sum.loss + terms.loss;
+    if (!kGrad) return;
+    sum.dz_dot = sum.dz_dot + terms.dz_dot;
+    sum.dz = sum.dz + terms.dz;
+    store(terms.dz * c.factor, grads + j);
+  };
+  const Terms<V> none{V::all(0), V::all(0), V::all(0)};
   int64_t j = 0;
-  for (; j + V::size() <= n; j += V::size()) {
-    const V g = negative<kGrad>(V::loadu(dots + j), c, partial, V::size());
-    if (kGrad) g.store(grads + j);
+  while (j + kShortSum * size <= n) {
+    Terms<V> sum = none;
+    for (const int64_t end = j + kShortSum * size; j < end; j += size) take(j, sum);
+    add<kGrad, T>(sum, totals);
   }
-  if (const int64_t rest = n - j) {
-    const V g = negative<kGrad>(V::loadu(dots + j, rest), c, partial, rest);
-    if (kGrad) g.store(grads + j, rest);
-  }
-}
-
-// Two float vectors make one of bfloat16.
-template <bool kGrad>
-TILEWISE_INLINE void negatives(const float* dots, c10::BFloat16* grads, int64_t n,
-                               const Coefficients<Float>& c, Partial<Float>& partial) {
-  constexpr int64_t kWidth = Float::size();
-  int64_t j = 0;
-  for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
-    const Float a = negative<kGrad>(Float::loadu(dots + j), c, partial, kWidth);
-    const Float b = negative<kGrad>(Float::loadu(dots + j + kWidth), c, partial, kWidth);
-    if (kGrad) at::vec::convert_float_bfloat16(a, b).store(grads + j);
-  }
-  for (; j < n; j += kWidth) {
-    const int64_t rest = n - j < kWidth ? n - j : kWidth;
-    const Float a = negative<kGrad>(Float::loadu(dots + j, rest), c, partial, rest);
-    if (kGrad) at::vec::convert_float_bfloat16(a, a).store(grads + j, rest);
-  }
+  if (j == n) return;
+  Terms<V> sum = none;
+  for (; j + size <= n; j += size) take(j, sum);
+  if (j < n) rest<kGrad>(dots + j, grads + j, n - j, c, sum);
+  add<kGrad, T>(sum, totals);
 }
 
 // A pair that matches: loss softplus(-z), dz = sigmoid(z) - 1 = -sigmoid(-z).
-template <bool kGrad, typename scalar_t, typename grad_t>
-inline void positive(const scalar_t* dots, grad_t* grads, const SigmoidParams& params,
-                     SigmoidSums& sums) {
-  const double dot = *dots;
-  const double z = params.scale * dot + params.bias;
+template <bool kGrad, typename T, typename G>
+inline Terms<double> positive(const T* dots, G* grads, const SigmoidBlock& block) {
+  const double dot = *dots, z = block.scale * dot + block.coefficients.bias;
   const double e = ::exp(-::fabs(z));
   const double dz = -(z > 0 ? e : 1.0) / (1.0 + e);
-  sums.loss += (z < 0 ? -z : 0.0) + ::log1p(e);
-  sums.dz_dot += dz * dot;
-  sums.dz += dz;
-  if (kGrad) *grads = static_cast<grad_t>(dz * params.grad_factor);
+  if (kGrad) *grads = static_cast<G>(dz * block.coefficients.grad_factor);
+  return {(z < 0 ? -z : 0.0) + ::log1p(e), dz * dot, dz};
 }
 
-template <bool kGrad, typename scalar_t, typename grad_t>
-SigmoidSums tile(const SigmoidTile& t, const SigmoidParams& params) {
-  using V = Vectorized<scalar_t>;
-  const FlushDenormals flush;
-  const Coefficients<V> c(params);
-  SigmoidSums sums;
-  for (int64_t i = 0; i < t.rows; ++i) {
-    const scalar_t* dots = static_cast<const scalar_t*>(t.dots) + i * t.dots_stride;
-    grad_t* grads = static_cast<grad_t*>(t.grads) + i * t.grads_stride;
-    Partial<V> partial;  // one row's worth: float32 lanes stay short, rows are added in float64
+template <bool kGrad, typename T, typename G>
+SigmoidSums run(const SigmoidBlock& block, G* all_grads, int64_t stride) {
+  const Coefficients<T> c(block);
+  Totals<T> totals;
+  Sum loss, dz_dot, dz;  // of the matches
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const T* dots = static_cast<const T*>(block.dots) + i * block.stride;
+    G* grads = all_grads + i * stride;
     int64_t j = 0;
-    for (int64_t p = t.begin[i]; p < t.begin[i + 1]; ++p) {
-      const int64_t d = t.positives[p];
-      negatives<kGrad>(dots + j, grads + j, d - j, c, partial);
-      positive<kGrad>(dots + d, grads + d, params, sums);
-      j = d + 1;
+    for (int64_t p = block.begin[i]; p < block.begin[i + 1]; ++p) {
+      const int64_t match = block.positives[p];
+      negatives<kGrad>(dots + j, grads + j, match - j, c, totals);
+      const Terms<double> terms = positive<kGrad>(dots + match, grads + match, block);
+      loss.add(terms.loss);
+      dz_dot.add(terms.dz_dot);
+      dz.add(terms.dz);
+      j = match + 1;
     }
-    negatives<kGrad>(dots + j, grads + j, t.cols - j, c, partial);
-    sums.loss += sum(partial.loss);
-    sums.dz_dot += sum(partial.dz_dot);
-    sums.dz += sum(partial.dz);
+    negatives<kGrad>(dots + j, grads + j, block.cols - j, c, totals);
   }
-  return sums;
+  loss.add(totals.loss.value());
+  dz_dot.add(totals.dz_dot.value());
+  dz.add(totals.dz.value());
+  return {loss.value(), dz_dot.value(), dz.value()};
 }
 
 template <bool kGrad>
-SigmoidSums tile(TileType type, const SigmoidTile& t, const SigmoidParams& params) {
-  switch (type) {
-    case TileType::Double:
-      return tile<kGrad, double, double>(t, params);
-    case TileType::FloatToBFloat16:
-      return tile<kGrad, float, c10::BFloat16>(t, params);
-    default:
-      return tile<kGrad, float, float>(t, params);
-  }
+SigmoidSums run(const SigmoidBlock& block, void* grads, int64_t stride, bool bfloat16) {
+  if (block.is_double) return run<kGrad, double>(block, static_cast<double*>(grads), stride);
+  if (bfloat16) return run<kGrad, float>(block, static_cast<c10::BFloat16*>(grads), stride);
+  return run<kGrad, float>(block, static_cast<float*>(grads), stride);
 }
 
 }  // namespace
 
-SigmoidSums sigmoid_tile(TileType type, const SigmoidTile& t, const SigmoidParams& params) {
-  return params.need_grad ? tile<true>(type, t, params) : tile<false>(type, t, params);
+SigmoidSums sigmoid_block(const SigmoidBlock& block, void* grads, int64_t stride, bool bfloat16) {
+  const FlushDenormals flush;
+  return block.coefficients.need_grad ? run<true>(block, grads, stride, bfloat16)
+                                      : run<false>(block, grads, stride, bfloat16);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -1,39 +1,34 @@
-// Interface of the vector kernel: plain data only, so that it compiles once per instruction set.
+// Interface of the vector kernel of sigmoid_loss.
 #pragma once
 
 #include <cstdint>
 
 #include "capability.h"
+#include "logit_block.h"
 
 namespace tilewise {
 
-// Rows of a tile of the logits matrix.
-struct SigmoidTile {
-  const void* dots;  // raw dot products <image i, text j>
-  void* grads;       // d(loss)/d(dot); may be where `dots` are
-  int64_t rows, cols;
-  int64_t dots_stride, grads_stride;  // elements between rows
-  const int64_t* begin;               // of row i, the columns
-  const int64_t* positives;           // positives[begin[i]..begin[i + 1]) match, ascending
+struct SigmoidCoefficients {
+  double bias;         // z = scale * dot + bias
+  double grad_factor;  // d(dot) = dz * grad_factor
+  bool need_grad;      // else only the loss is summed
 };
 
-struct SigmoidParams {
-  double scale, bias;
-  double grad_factor;  // d(dot) = dz * grad_factor, where z = scale * dot + bias
-  bool need_grad;      // else `grads` is not written and only the loss is summed
+struct SigmoidBlock : MatchedBlock {
+  SigmoidCoefficients coefficients;
 };
 
-// Sums over the rows of the tile: loss, dz * dot and dz. Not yet divided by the number of images.
+// Sums over a block: loss, dz * dot and dz. Not yet divided by the number of images.
 struct SigmoidSums {
-  double loss = 0, dz_dot = 0, dz = 0;
+  double loss, dz_dot, dz;
 };
 
-// What dots and gradients are stored in.
-enum class TileType { Float, Double, FloatToBFloat16 };
-
-#define TILEWISE_DECLARE(CAPABILITY)                                                 \
-  namespace CAPABILITY {                                                             \
-  SigmoidSums sigmoid_tile(TileType type, const SigmoidTile&, const SigmoidParams&); \
+// grads = d(loss)/d(dot), bfloat16 or of the dots' type, may be where the dots are; not written
+// unless gradients are needed.
+#define TILEWISE_DECLARE(CAPABILITY)                                                \
+  namespace CAPABILITY {                                                            \
+  SigmoidSums sigmoid_block(const SigmoidBlock&, void* grads, int64_t grads_stride, \
+                            bool bfloat16);                                         \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE
