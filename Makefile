@@ -43,6 +43,12 @@ test-gpu: build  ## the same tests on a CUDA device, and those that need one
 	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests; \
 	else echo "no CUDA device: nothing was tested on a GPU"; fi
 
+sanitize: build  ## tests of the C++ backend with the address and undefined behaviour sanitizers
+	$(PY) -m tools.sanitize
+
+test-arm: build  ## tests of the C++ backend on an emulated aarch64 (sets up build/arm: 1 GB)
+	$(PY) -m tools.test_arm
+
 mutants: build  ## plant faults in copies of the tree: each must be found by a test
 	$(PY) -m tests.mutants
 
