@@ -77,8 +77,10 @@ OWN_VARIABLES = ("ATEN_", "OMP_", "TILEWISE_", "TRITON_INTERPRET")
 
 def process_state() -> dict:
     """What a test could leave behind for those after it, whichever these are."""
+    from tilewise import _backend
+
     return {
-        "backend": tilewise._backend._forced,
+        "backend": _backend._forced,
         "default dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),

@@ -165,6 +165,14 @@ def test_infinite_logits(backend):
 
 
 @backends
+@pytest.mark.parametrize("rows, cols", [(70, 1100), (1100, 70)])
+def test_first_of_equals_over_blocks(backend, rows, cols):
+    """Beside logits of 1e30 no noise is left."""
+    found = tw.hard_negatives(torch.ones(rows, 2), torch.ones(cols, 2), 1e30, positives=None)
+    assert not any(index.any() for index in found)
+
+
+@backends
 @pytest.mark.parametrize("start", [2**32 - 20, -20, 2**63 - 50])
 def test_parts_of_a_batch_are_the_whole(backend, start):
     image, text = Case("parts", related(50, 40, 6)).features(torch.float32)
