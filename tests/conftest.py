@@ -19,8 +19,6 @@ if DEVICE == "cpu":  # before anything imports triton or tilewise
 else:  # `make test-gpu`
     collect_ignore_glob = ["*_cpu.py", "*_triton.py", "test_triton_tools.py"]
 
-import tilewise._backend  # noqa: E402
-
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Inductor's cache is one for all processes of a run, and new in each run: what an earlier one left
 # would hide a change.
