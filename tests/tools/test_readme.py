@@ -10,7 +10,7 @@ import tilewise as tw
 from docs.figures import hero, house
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [
     pytest.param(code, id=f"{page.stem}-{i}")
     for page in PAGES
@@ -31,6 +31,15 @@ def test_snippet_runs(code):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_pages_name_exist(page):
+    """With or without their suffix, and the package's without its folder."""
+    folders = "csrc|kernels|tests|benchmarks|examples|docs|pyext|ops|reference|nn"
+    for name in re.findall(rf"`((?:{folders})/[\w./]+)`", page.read_text()):
+        found = [*ROOT.glob(f"{name}*"), *(ROOT / "pyext/tilewise").glob(f"{name}*")]
+        assert found, f"{page.name} names {name}"
 
 
 def test_readme_names_everything_that_is_public():
