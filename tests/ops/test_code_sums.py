@@ -156,3 +156,12 @@ def test_same_bits_for_every_thread_count(threads):
         expected = expected if expected is not None else sums
         assert torch.equal(sums, expected) and counts.sum() == 5000
     check(x.double(), index, 300)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the C++ backend")
+def test_the_cpu_adds_in_float64():
+    """In float32 nothing comes of 2^24 + 1."""
+    x = torch.ones(9, 1)
+    x[0] = 2**24
+    sums = tw.code_sums(x, torch.zeros(9, dtype=torch.int64), 1).sums
+    assert sums.item() == 2**24 + 8
