@@ -62,6 +62,13 @@ def scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torch.d
     return torch.full((), number, dtype=dtype, device=device)  # waits for no GPU
 
 
+def version(x: Tensor) -> int | None:
+    """How often a tensor was written to; None of an inference tensor, which does not count it."""
+    if not torch.compiler.is_compiling() and x.is_inference():  # which is not traced
+        return None
+    return x._version
+
+
 def seed(value: Tensor | int | None, device: torch.device) -> Tensor:
     """A 0-d int64 tensor on the device; None draws it from torch's default generator there.
 

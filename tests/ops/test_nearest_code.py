@@ -1,5 +1,9 @@
 """tilewise.nearest_code: every backend returns the reference's indices, whatever the data."""
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -199,6 +203,45 @@ def test_prepared_codebook(backend):
     codebook.add_(1.0)
     with pytest.raises(RuntimeError, match="modified after"):
         tw.nearest_code(x, prepared, "dot")
+
+
+def through_a_file(x):
+    file = io.BytesIO()
+    torch.save(x, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [
+    copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), through_a_file,
+], ids=["copy", "deepcopy", "pickle", "torch.save"])
+def test_copies_of_a_prepared_codebook(backend, copied):
+    x, codebook = torch.randn(9, 8), torch.randn(30, 8).mul_(2)
+    prepared = tw.prepare_codebook(codebook, "cosine")
+    mine = copied(prepared)
+    assert_same(tw.nearest_code(x, mine, "cosine"), tw.nearest_code(x, codebook, "cosine"))
+    mine.codebook.neg_()
+    with pytest.raises(RuntimeError, match="modified after"):
+        tw.nearest_code(x, mine, "cosine")
+
+
+def test_prepared_inside_of_what_is_compiled():
+    def search(x, codebook):
+        return tw.nearest_code(x, tw.prepare_codebook(codebook)).index
+
+    x, codebook = torch.randn(9, 8, device=DEVICE), torch.randn(30, 8, device=DEVICE)
+    compiled = torch.compile(search, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x, codebook), search(x, codebook))
+
+
+def test_prepared_codebooks_of_inference_mode(backend):
+    x, codebook = torch.randn(9, 8), torch.randn(30, 8)
+    with torch.inference_mode():
+        inside = 1 * codebook
+        for codes in (codebook, codebook[:], inside):
+            prepared = tw.prepare_codebook(codes)
+            assert_same(tw.nearest_code(x, prepared), tw.nearest_code(x, codebook))
+    for ready in (prepared, tw.prepare_codebook(inside), copy.deepcopy(prepared)):
+        assert_same(tw.nearest_code(x, ready), tw.nearest_code(x, codebook))
 
 
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tilewise import _backend, reference
+from tilewise._numbers import version
 from tilewise.ops import _arguments
 from tilewise.ops._register import define, register
 from tilewise.ops.code_sums import code_sums
@@ -23,7 +24,11 @@ class PreparedCodebook:
     codebook: Tensor
     metric: str
     packed: Tensor | None  # None where the backend that serves it needs nothing
-    version: int
+    version: int | None  # of the codebook
+
+    def __reduce__(self):
+        """A copy is prepared anew: its tensor counts what is written to it from the start."""
+        return prepare_codebook, (self.codebook, self.metric)
 
 
 def nearest_code(
@@ -97,7 +102,9 @@ def prepare_codebook(codebook: Tensor, metric: str = "l2") -> PreparedCodebook:
     """Packs a codebook once, for many searches with one that does not change (evaluation).
 
     Worth it for batches that are small beside the codebook; `nearest_code` otherwise packs it in
-    each call. The codebook must not be modified in place while this is used: that is an error.
+    each call. The codebook must not be modified in place while this is used: that is an error
+    (which an inference tensor, whose writes are not counted, cannot raise). Copies and what
+    pickle and `torch.load` restore are prepared anew.
 
     Args:
         codebook, metric: as in `nearest_code`.
@@ -116,7 +123,7 @@ def prepare_codebook(codebook: Tensor, metric: str = "l2") -> PreparedCodebook:
         packed = torch.ops.tilewise.pack_codebook(
             codes if codes.dim() == 3 else codes.unsqueeze(0), metric
         )
-    return PreparedCodebook(codebook, metric, packed, codebook._version)
+    return PreparedCodebook(codebook, metric, packed, version(codebook))
 
 
 def _check_codebook(codebook: Tensor, metric: str) -> None:
@@ -161,7 +168,7 @@ def _check_prepared(prepared: PreparedCodebook, metric: str) -> None:
         )
     if torch.compiler.is_compiling():
         return  # versions are not traced
-    if prepared.codebook._version != prepared.version:
+    if version(prepared.codebook) != prepared.version:
         raise RuntimeError(
             "codebook: it was modified after prepare_codebook; prepare it again, or pass the tensor"
         )
