@@ -223,7 +223,7 @@ def test_bad_arguments(settings, error, text):
     (dict(mask=rows(3) > 0), ValueError, r"mask: expected \(2,\)"),
     (dict(tau=-1.0), ValueError, "tau: expected at least 0, got -1.0"),
     (dict(tau="1"), TypeError, "tau: expected a tensor or a float, got str"),
-    (dict(tau=torch.ones(2)), ValueError, "tau: expected one floating element"),
+    (dict(tau=torch.ones(2)), ValueError, "tau: expected one real element"),
     (dict(seed=1.5), TypeError, "seed"),
     (dict(row_offset=0.5), TypeError, "row_offset"),
 ], ids=str)

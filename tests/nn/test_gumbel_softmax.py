@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,8 +104,15 @@ def test_tau_can_be_set():
         torch.testing.assert_close(module.tau.detach(), torch.tensor(0.25))
         with pytest.raises(ValueError, match="tau: expected at least 0, got -1"):
             module.tau = -1
-        with pytest.raises(TypeError):
-            module.temperature = 0.5  # would be forgotten otherwise
+        module.temperature = 0.5  # as taming's schedulers do
+        torch.testing.assert_close(module.tau.detach(), torch.tensor(0.5))
+        with pytest.raises(TypeError, match="tau: expected a tensor or a float, got str"):
+            module.temperature = "0.5"
+
+
+def test_numbers_of_numpy():
+    for number in (np.float32(0.5), np.int64(1), np.array(0.25)):
+        assert tw.nn.GumbelSoftmax(number).tau == float(number)
 
 
 def test_steps_do_not_disturb_the_backward_pass():

@@ -217,12 +217,16 @@ def test_modules_from_meta_have_a_temperature(tau, learnable_tau):
         tau = 0.7
     settings = dict(dim=4, codebook_size=8, tau=tau, learnable_tau=learnable_tau)
     state = tw.nn.GumbelQuantizer(**settings).state_dict()
+    state = {key: x for key, x in state.items() if not key.startswith("temperature")}
     with torch.device("meta"):
-        module = tw.nn.GumbelQuantizer(**settings)
-    module.to_empty(device="cpu").load_state_dict(
-        {key: x for key, x in state.items() if not key.startswith("temperature")}
-    )
-    assert module.tau == tw.nn.GumbelQuantizer(**settings).tau
+        modules = [tw.nn.GumbelQuantizer(**settings) for _ in range(2)]
+    used = tw.nn.GumbelQuantizer(**settings)
+    used.tau = 0.9
+    for module in (modules[0], used):
+        module.to_empty(device="cpu").load_state_dict(state)
+        assert module.tau == tw.nn.GumbelQuantizer(**settings).tau
+    with pytest.raises(RuntimeError, match="Missing key.*temperature"):
+        modules[1].load_state_dict(state, assign=True)
 
 
 def test_a_schedule_goes_on_from_a_copied_step():

@@ -41,6 +41,7 @@ def hard_negatives(
     Returns:
         (text_index, image_index), (B,) and (N,) int64: a text for each image, an image for each
         text. -1 where there is none to choose from: all match, or have a logit of -inf or NaN.
+        Where ids may do that, leave the rows out: `valid = text_index >= 0`, for both directions.
 
     Indices have no gradient. For equal seeds the indices are the same in all backends, but for
     values that no float32 can tell apart. Under autocast the features are cast as for a matrix
@@ -50,7 +51,8 @@ def hard_negatives(
     workspace, whatever B and N.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
+            one image and one text that match by their place.
         RuntimeError: inside a torch.func transform.
 
     Paper: Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum
@@ -64,6 +66,10 @@ def hard_negatives(
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, len(image), len(text), image.device
     )
+    if len(image) == len(text) == 1 and offset == 0:
+        raise ValueError(
+            "image_features: a batch of one has no negative, expected more rows, or positives=None"
+        )
     row_offset = _arguments.row_offset(row_offset)
     seed = _arguments.seed(seed, image.device)
 

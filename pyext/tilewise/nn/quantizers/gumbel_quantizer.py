@@ -1,6 +1,6 @@
 """GumbelQuantizer: taming-transformers' GumbelQuantize without one-hot vectors."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -104,12 +104,6 @@ class GumbelQuantizer(HasTemperature, Quantizer):
             )
         with torch.no_grad():
             self.embed.weight.copy_(codes)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "temperature" and not isinstance(value, nn.Module):
-            self.tau = value  # as taming's schedulers set it
-        else:
-            super().__setattr__(name, value)
 
     def forward(
         self,

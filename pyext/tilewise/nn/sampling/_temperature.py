@@ -1,11 +1,12 @@
 """The temperature of relaxed samples: constant, on a schedule, or learned."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tilewise._numbers import integer, real
+from tilewise._numbers import integer, real, version
 from tilewise.nn._precision import without_halving
 
 Schedule = Callable[[int], float]
@@ -31,15 +32,13 @@ class Temperature(nn.Module):
 
     def __init__(self, tau: float | Schedule, learnable_tau: bool):
         super().__init__()
-        self.schedule = None if isinstance(tau, (int, float)) else tau
-        if isinstance(tau, bool) or not (self.schedule is None or callable(tau)):
-            raise TypeError(f"tau: expected a float or a schedule, got {type(tau).__name__}")
+        self.schedule = tau if callable(tau) else None
         if learnable_tau and self.schedule is not None:
             raise ValueError("learnable_tau: expected False beside a schedule, got True")
-        self._first = checked(float(self.schedule(0)) if self.schedule is not None else tau)
+        self._first = _first(tau)
         if learnable_tau and self._first == 0:
             raise ValueError("tau: expected more than 0 to learn from, got 0")
-        value = torch.tensor(float(self._first), dtype=torch.float32)
+        value = torch.tensor(self._first, dtype=torch.float32)
         self.log_tau = nn.Parameter(value.log()) if learnable_tau else None
         if not learnable_tau:
             self.register_buffer("tau", value)
@@ -70,18 +69,17 @@ class Temperature(nn.Module):
 
     def _steps(self) -> int:
         """What `step_count` says; only if someone else wrote it is a GPU asked, and waited for."""
-        tensor, version, count = self._known
-        if tensor is self.step_count and version == _version(tensor):
+        tensor, written, count = self._known
+        if tensor is self.step_count and written == version(tensor):
             return count
         return int(self.step_count)
 
     def _remember(self, count: int) -> None:
-        self._known = self.step_count, _version(self.step_count), count
+        self._known = self.step_count, version(self.step_count), count
 
     def _apply(self, fn, recurse=True):
-        empty = next(iter(self.state_dict().values())).is_meta
         super()._apply(without_halving(fn), recurse)
-        if empty:  # and a state dict of others will not fill it
+        if _leaves_out_values(fn):  # and a state dict of others will not fill it
             self._begin()
         return self
 
@@ -94,22 +92,25 @@ class Temperature(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         already = len(missing)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
-        del missing[already:]
+        assigned = metadata.get("assign_to_params_buffers", False)
+        if not (assigned and self.value().is_meta):  # then nothing else gives it a value
+            del missing[already:]
 
     def extra_repr(self) -> str:
         kind = "learnable" if self.log_tau is not None else self.schedule or "constant"
         return str(kind)
 
 
-def _version(x: Tensor) -> int | None:
-    """How often it was written to."""
-    return None if x.is_inference() else x._version
-
-
 class HasTemperature(nn.Module):
-    """A module with a `temperature`."""
+    """A module with a `temperature`, which can be assigned a number, as taming's schedulers do."""
 
     temperature: Temperature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature" and not isinstance(value, nn.Module):
+            self.temperature.set(value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def tau(self) -> Tensor:
@@ -125,11 +126,31 @@ class HasTemperature(nn.Module):
         self.temperature.step(count)
 
 
-def checked(tau):
+def _first(tau: float | Schedule) -> float:
+    """The temperature at step 0."""
+    if callable(tau):
+        tau = tau(0)
+    elif isinstance(tau, Tensor):
+        raise TypeError("tau: expected a float or a schedule, got Tensor")
+    return float(checked(tau, "a float or a schedule"))
+
+
+def _leaves_out_values(fn) -> bool:
+    """Whether it is `to_empty`'s: what it makes of a tensor without values can't have any."""
+    try:
+        return not fn(torch.empty((), device="meta")).is_meta
+    except RuntimeError:  # values can't be copied out of there
+        return False
+
+
+def checked(tau, expected: str = "a tensor or a float"):
     """A temperature that is not below 0. A tensor is not looked at: that would stall a GPU."""
     if isinstance(tau, Tensor):
         return tau
-    tau = real("tau", tau)
+    try:
+        tau = real("tau", tau)
+    except TypeError:
+        raise TypeError(f"tau: expected {expected}, got {type(tau).__name__}") from None
     if not tau >= 0:
         raise ValueError(f"tau: expected at least 0, got {tau}")
     return float(tau)
