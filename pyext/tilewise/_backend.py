@@ -18,6 +18,9 @@ from tilewise import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton")
 
+# Ops that multiply matrices of features, in bfloat16 where the CPU does.
+_PRODUCTS = ("clip_loss", "hard_negatives", "itc_loss", "sigmoid_loss")
+
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
 _has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,13 +42,17 @@ def why_not(name: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(device: torch.device, *dtypes: torch.dtype) -> str:
-    """The backend that serves a call: the forced one, else the fastest there is."""
+def _wanted(device: torch.device) -> str:
     if _forced not in NAMES:
         raise ValueError(f"TILEWISE_BACKEND={_forced!r}: expected one of {', '.join(NAMES)}")
-    name = _forced
-    if name == "auto":
-        name = "cpu" if device.type == "cpu" else "triton"
+    if _forced != "auto":
+        return _forced
+    return "cpu" if device.type == "cpu" else "triton"
+
+
+def choose(device: torch.device, *dtypes: torch.dtype) -> str:
+    """The backend that serves a call: the forced one, else the fastest there is."""
+    name = _wanted(device)
     reason = why_not(name, device)
     if name == "triton" and torch.float64 in dtypes:
         reason = reason or "it has no float64"
@@ -117,14 +124,41 @@ def ops() -> list[str]:
 
 
 def backends() -> None:
-    """Prints which backend serves which op on this machine, and why the others do not."""
+    """Prints what serves each op on this machine, and why the other backends do not."""
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
+    print(f"backend: {_forced}   torch {torch.__version__}")
+    table = [("op", *(f"{device.type.upper()} tensors" for device in devices))]
+    table += [(op, *(_serves(op, device) for device in devices)) for op in ops()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    if reason := _extension.why_missing:
+        print(f"cpu doesn't serve: {reason}")
+    if not _has_triton:
+        print("triton doesn't serve: Triton is not installed")
+    elif len(devices) == 1 and not _interpreted:
+        print("triton doesn't serve: there is no CUDA device (TRITON_INTERPRET=1 interprets it)")
+
+
+def _serves(op: str, device: torch.device) -> str:
+    """The backend that serves float32 tensors on a device, and with what."""
+    name = _wanted(device)
+    if why_not(name, device):
+        name = "reference" if _forced == "auto" else f"none ({name} was asked for)"
+    if name == "reference":
+        return "reference: PyTorch, slow"
+    if name == "triton":
+        return "triton, interpreted" if _interpreted else name
+    if name != "cpu":
+        return name
     info = _extension.build_info()
-    built = f"built for torch {info['torch']}, using {info['cpu_capability']}" if info else "absent"
-    print(f"backend: {_forced}   C++ extension: {built}")
-    for op in ops():
-        for device in devices:
-            for name in NAMES[1:]:
-                print(f"  {op:16s} {device.type:5s} {name:10s} {why_not(name, device) or 'ready'}")
+    with_what = f"cpu: C++ {info['cpu_capability']}"
+    if op == "nearest_code":
+        return f"{with_what}, integer unit {info['integer_unit']}"
+    if op in _PRODUCTS:
+        dtype = "bfloat16" if info["bfloat16_matmul"] else "float32"
+        return f"{with_what}, multiplies bfloat16 as {dtype}"
+    return with_what

@@ -69,11 +69,36 @@ def test_environment_variable():
     assert child.returncode == 0 and "tilewise" not in child.stdout.lower(), child.stderr
 
 
-def test_backends_prints_every_op(capsys):
+def rows_of(text):
+    """{op: what serves CPU tensors} of what `tw.backends` printed, and the lines below."""
+    head, names, *lines = text.splitlines()
+    assert head.startswith("backend: ") and names.split()[:3] == ["op", "CPU", "tensors"]
+    rows = [line.split(maxsplit=1) for line in lines[: len(_backend.ops())]]
+    assert [op for op, _ in rows] == _backend.ops()
+    return dict(rows), lines[len(rows) :]
+
+
+def test_backends_prints_a_row_for_each_op(capsys, monkeypatch):
+    info = _extension.build_info()
     tw.backends()
-    text = capsys.readouterr().out
-    assert "sigmoid_loss" in text and "ready" in text and "reference" in text
-    assert _extension.build_info()["cpu_capability"] in text
+    rows, _ = rows_of(capsys.readouterr().out)
+    cpu = f"cpu: C++ {info['cpu_capability']}"
+    assert rows["nearest_code"].startswith(f"{cpu}, integer unit {info['integer_unit']}")
+    dtype = "bfloat16" if info["bfloat16_matmul"] else "float32"
+    assert rows["clip_loss"].startswith(f"{cpu}, multiplies bfloat16 as {dtype}")
+    assert all(row.startswith(cpu) for row in rows.values())
+    monkeypatch.setattr(_backend, "_interpreted", False)
+    monkeypatch.setattr(_backend, "_has_triton", False)
+    monkeypatch.setattr(_extension, "why_missing", "no compiler")
+    tw.backends()
+    rows, reasons = rows_of(capsys.readouterr().out)
+    assert all(row.startswith("reference") for row in rows.values())
+    assert reasons == ["cpu doesn't serve: no compiler",
+                       "triton doesn't serve: Triton is not installed"]
+    with tw.backend("triton"):
+        tw.backends()
+    rows, _ = rows_of(capsys.readouterr().out)
+    assert all(row.startswith("none (triton was asked for)") for row in rows.values())
 
 
 def test_without_the_extension_the_reference_serves_after_one_warning():
@@ -94,7 +119,8 @@ except RuntimeError as error:
     lines = child.stdout.splitlines()
     assert lines[0].startswith("1 tilewise: no kernel serves this call") and "True" in lines[0]
     assert "<string>" in lines[0]  # the warning points at the caller's line
-    assert "absent" in child.stdout and "is not built" in lines[-1]
+    assert "cpu doesn't serve: the C++ extension is not built" in child.stdout
+    assert "is not built" in lines[-1]
 
 
 def test_an_extension_that_does_not_load_is_explained():
