@@ -100,19 +100,27 @@ def zero_shot_accuracy(
     Args:
         image_features: (B, D), float16, bfloat16, float32 or float64; need not be normalised.
         classifier: (K, D), a row for each class: what `zero_shot_classifier` makes.
-        labels: (B,) int64.
+        labels: (B,) int64, from 0 to K - 1.
         k: one or several, each at most 16; those beyond the number of classes count all of these.
 
     Returns:
         {k: accuracy}, from 0 to 1. NaN for no images.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text.
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
+            a label that has no row in the classifier.
     """
     image_features, classifier = _arguments.features(
         image_features=image_features, classifier=classifier
     )
     _arguments.check_ids("labels", labels, len(image_features), image_features.device)
+    if len(labels):  # looking waits for a GPU, as the results, which are floats, do anyway
+        lowest, highest = map(int, labels.aminmax())
+        if lowest < 0 or highest >= len(classifier):
+            raise ValueError(
+                f"labels: expected from 0 to {len(classifier) - 1}, the rows of the classifier, "
+                f"got {lowest} to {highest}"
+            )
     classes = torch.arange(len(classifier), device=labels.device)
     ks = _cutoffs(k)
     hits = _hits(image_features, classifier, ks, labels, classes)

@@ -151,6 +151,23 @@ def test_divergence_draws_nothing_and_is_not_shared():
     assert torch.equal(posterior.kl(), expected)
 
 
+def test_moments_can_be_assigned():
+    mean, var = rows(3, 4, 4, 5, seed=1).requires_grad_(), rows(3, 4, 4, 5, seed=2).exp()
+    expected = tw.nn.DiagonalGaussian(torch.cat([mean, var.log()], dim=1))
+    for name, value in (("logvar", var.log()), ("std", var.sqrt()), ("var", var)):
+        ours = tw.nn.DiagonalGaussian(parameters())
+        ours.sample()  # its divergence is that of the old moments
+        ours.mean = mean
+        setattr(ours, name, value)
+        for attribute in ("mean", "logvar", "std", "var"):
+            torch.testing.assert_close(getattr(ours, attribute), getattr(expected, attribute))
+        torch.testing.assert_close(ours.kl(), expected.kl(), **CLOSE)
+        torch.testing.assert_close(ours.sample(seed=1), expected.sample(seed=1), **CLOSE)
+        torch.testing.assert_close(
+            torch.autograd.grad(ours.kl().sum(), mean)[0], mean.detach(), **CLOSE
+        )
+
+
 # Seeds
 
 
@@ -268,7 +285,7 @@ def test_compiles_into_one_graph():
 
 @pytest.mark.parametrize("call, error, text", [
     (lambda d: tw.nn.DiagonalGaussian(rows(2, 3)), ValueError,
-     r"parameters: expected \(B, 2 \* C, ...\), got \(2, 3\)"),
+     r"parameters: expected \(B, 2 \* C, ...\), an even number of channels, got \(2, 3\)"),
     (lambda d: tw.nn.DiagonalGaussian(rows(4)), ValueError, "parameters: expected"),
     (lambda d: tw.nn.DiagonalGaussian(rows(2, 4).long()), TypeError, "parameters: expected a fl"),
     (lambda d: tw.nn.DiagonalGaussian([1.0]), TypeError, "parameters: .* got list"),

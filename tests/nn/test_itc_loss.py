@@ -328,13 +328,21 @@ def process(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    torch.save(trained(PARTS[rank]), f"{folder}/{rank}.pt")
+    results = trained(PARTS[rank])
+    ours = module(queue_size=10)
+    with pytest.raises(ValueError, match=r"as many rows in every process, got \[3, 2\]"):
+        ours(*(x[: 3 - rank] for x in batch(0)))
+    assert ours.queue_pointer == 0
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors")
 def test_processes_share_their_queues(tmp_path):
-    """Queues are those of one process with all rows; the losses contrast a part with them."""
+    """Queues are those of one process with all rows; the losses contrast a part with them.
+
+    Parts of unequal size are an error in both.
+    """
     torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
     _, alone = trained(slice(None))
     for rank, part in enumerate(PARTS):

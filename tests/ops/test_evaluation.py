@@ -124,6 +124,9 @@ X = torch.zeros(3, 4)
     (lambda: evaluation.retrieval_recall(X, X, (17,)), ValueError, "k: expected from 1 to 16"),
     (lambda: evaluation.retrieval_recall(X, X, (0,)), ValueError, "k: expected"),
     (lambda: evaluation.zero_shot_accuracy(X, X, [0, 1, 2]), TypeError, "labels"),
+    (lambda: evaluation.zero_shot_accuracy(X, X, torch.tensor([0, 3, 1])), ValueError,
+     "labels: expected from 0 to 2, .*got 0 to 3"),
+    (lambda: evaluation.zero_shot_accuracy(X, X, torch.tensor([0, -1, 1])), ValueError, "labels"),
     (lambda: evaluation.zero_shot_classifier([]), ValueError, "prompt_features"),
 ])
 @pytest.mark.skipif(DEVICE != "cpu", reason="its tensors were made on the CPU")

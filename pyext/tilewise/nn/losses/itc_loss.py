@@ -43,7 +43,10 @@ class ItcLoss(nn.Module):
     `tilewise.nn.from_blip` reads the queues of BLIP's, ALBEF's and LAVIS's checkpoints.
 
     In evaluation, nothing is enqueued. Calling forward twice on a batch (activation checkpointing)
-    enqueues it twice. Nothing waits for a GPU. A NaN of the teacher stays until it is overwritten.
+    enqueues it twice. A NaN of the teacher stays until it is overwritten.
+
+    Nothing waits for a GPU, except that with torch.distributed the first call in training compares
+    how many rows the processes have. On CPUs every call does; compiled ones never do.
 
     With torch.distributed, each process contrasts its own batch with the queues, and enqueues the
     features of all processes, which must have the same number of rows: queues that begin alike stay

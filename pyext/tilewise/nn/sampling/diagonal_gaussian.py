@@ -26,13 +26,14 @@ class DiagonalGaussian:
         deterministic: the variance is 0, and so are divergence and likelihood.
 
     Attributes: `parameters`, `mean`, `deterministic`, and computed from them `logvar`, clamped,
-    `std` and `var`, all as in diffusers.
+    `std` and `var`, all as in diffusers. `mean`, `logvar`, `std` and `var` can be assigned to.
 
     Raises:
         ValueError, TypeError: parameters that are not floating, or have no two halves.
 
     Differences to diffusers: `kl` and `nll` are float32 for half precision (a variance of e^20 is
     beyond float16) and sum over all dimensions but the first, of videos (B, C, T, H, W) too.
+    Assigning one of `logvar`, `std` and `var` changes the other two.
 
     Paper: Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
 
@@ -47,23 +48,46 @@ class DiagonalGaussian:
             got = parameters.dtype if isinstance(parameters, Tensor) else type(parameters).__name__
             raise TypeError(f"parameters: expected a floating point tensor, got {got}")
         if parameters.dim() < 2 or parameters.shape[1] % 2:
-            raise ValueError(f"parameters: expected (B, 2 * C, ...), got {tuple(parameters.shape)}")
+            raise ValueError(
+                "parameters: expected (B, 2 * C, ...), an even number of channels, "
+                f"got {tuple(parameters.shape)}"
+            )
         self.parameters = parameters
         self.deterministic = deterministic
-        self.mean, self._logvar = torch.chunk(parameters, 2, dim=1)
+        self._mean, self._logvar = torch.chunk(parameters, 2, dim=1)
         self._kl: Tensor | None = None  # of the pass that the latest sample came from
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+    @mean.setter
+    def mean(self, value: Tensor) -> None:
+        self._mean, self._kl = value, None
 
     @property
     def logvar(self) -> Tensor:
         return self._logvar.clamp(*LOGVAR_RANGE)
 
+    @logvar.setter
+    def logvar(self, value: Tensor) -> None:
+        self._logvar, self._kl = value, None
+
     @property
     def std(self) -> Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar / 2)
 
+    @std.setter
+    def std(self, value: Tensor) -> None:
+        self.logvar = 2 * value.log()
+
     @property
     def var(self) -> Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    @var.setter
+    def var(self, value: Tensor) -> None:
+        self.logvar = value.log()
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -106,7 +130,9 @@ class DiagonalGaussian:
             return self._nothing()
         if other is not None:
             return self._divergence(other)
-        differentiate = torch.is_grad_enabled() and self.parameters.requires_grad
+        differentiate = torch.is_grad_enabled() and (
+            self.mean.requires_grad or self._logvar.requires_grad
+        )
         if self._kl is None or (differentiate and not self._kl.requires_grad):
             # The seed is of no consequence, and none is drawn.
             _, self._kl = gaussian_sample(self.mean, self._logvar, 0, logvar_range=LOGVAR_RANGE)
