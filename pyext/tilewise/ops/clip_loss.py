@@ -58,7 +58,7 @@ def clip_loss(
     )
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     offset, image_ids, text_ids = _arguments.matches(
-        "positives", positives, len(image), len(text), image.device
+        "positives", positives, image.shape[0], text.shape[0], image.device
     )
     _arguments.check_between("label_smoothing", label_smoothing, 0, 1)
 

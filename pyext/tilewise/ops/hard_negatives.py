@@ -64,7 +64,7 @@ def hard_negatives(
     image, text = image.detach(), text.detach()
     scale = _arguments.scalar("logit_scale", logit_scale, image).detach()
     offset, image_ids, text_ids = _arguments.matches(
-        "positives", positives, len(image), len(text), image.device
+        "positives", positives, image.shape[0], text.shape[0], image.device
     )
     if len(image) == len(text) == 1 and offset == 0:
         raise ValueError(

@@ -56,7 +56,7 @@ def sigmoid_loss(
     scale = _arguments.scalar("logit_scale", logit_scale, image)
     bias = None if logit_bias is None else _arguments.scalar("logit_bias", logit_bias, image)
     offset, image_ids, text_ids = _arguments.matches(
-        "positives", positives, len(image), len(text), image.device
+        "positives", positives, image.shape[0], text.shape[0], image.device
     )
 
     op = _backend.operator("sigmoid_loss", image.device, image.dtype)
