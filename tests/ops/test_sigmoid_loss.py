@@ -192,7 +192,7 @@ X, Y = torch.zeros(3, 4), torch.zeros(5, 4)
 def test_operator_checks_its_arguments_too():
     """torch.ops can be called without the public function."""
     one = torch.tensor(1.0)
-    with pytest.raises(ValueError, match="image_features"):
+    with pytest.raises(ValueError, match=r"text_features: expected \(N, 4\), got \[5, 3\]"):
         torch.ops.tilewise.sigmoid_loss(X, Y[:, :3], one, None, 0, None, None, *[False] * 4)
     with pytest.raises(TypeError, match="dtype"):
         torch.ops.tilewise.sigmoid_loss(X, Y.double(), one, None, 0, None, None, *[False] * 4)
