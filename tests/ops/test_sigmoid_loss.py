@@ -194,7 +194,7 @@ def test_operator_checks_its_arguments_too():
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match=r"text_features: expected \(N, 4\), got \[5, 3\]"):
         torch.ops.tilewise.sigmoid_loss(X, Y[:, :3], one, None, 0, None, None, *[False] * 4)
-    with pytest.raises(TypeError, match="dtype"):
+    with pytest.raises(TypeError, match="text_features: expected Float, as image_features"):
         torch.ops.tilewise.sigmoid_loss(X, Y.double(), one, None, 0, None, None, *[False] * 4)
 
 
