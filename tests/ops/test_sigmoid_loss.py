@@ -214,8 +214,10 @@ def model_loss(model, images, texts):
     )
 
 
-@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("compiler, autocast", [
+    ("inductor", False), ("aot_eager", False), ("aot_eager", True),
+    pytest.param("inductor", True, marks=pytest.mark.slow),
+])
 def test_compiled_training_step(backend, compiler, autocast):
     torch._dynamo.reset()
     compiled_loss = torch.compile(model_loss, fullgraph=True, backend=compiler)
