@@ -1,5 +1,5 @@
 // Sums over vectors. In float32 a lane that takes many terms loses bits with each, equal terms all
-// in the same direction: it takes four, and what they give is added in float64.
+// in the same direction: it takes four, what they give is added in pairs, and that in float64.
 #pragma once
 
 #include "../../common/sum.h"
@@ -8,8 +8,23 @@
 namespace tilewise {
 namespace CPU_CAPABILITY {
 
-constexpr int64_t kLanes = 16;    // floats in a vector
-constexpr int64_t kShortSum = 4;  // vectors that are added in float32
+constexpr int64_t kLanes = 16;  // floats in a vector
+constexpr int kShortSum = 4;    // vectors that are added one to another
+constexpr int kPairedSum = 16;  // that are added in pairs of such sums, without float64
+
+// term(first) + ... + term(first + n - 1), each called in this order.
+template <int n, int first = 0, typename F>
+TILEWISE_INLINE auto add_pairs(const F& term) {
+  if constexpr (n > kShortSum) {
+    const auto left = add_pairs<n / 2, first>(term);
+    return left + add_pairs<n / 2, first + n / 2>(term);
+  } else {
+    auto sum = term(first);
+#pragma GCC unroll 4
+    for (int k = 1; k < n; ++k) sum = sum + term(first + k);
+    return sum;
+  }
+}
 
 template <typename V>
 class LaneSum;
@@ -58,12 +73,11 @@ template <typename F>
 TILEWISE_INLINE double sum_lanes(int64_t end, const F& term) {
   LaneSum<Floats> total;
   int64_t j = 0;
-  for (; j + kShortSum * kLanes <= end; j += kShortSum * kLanes) {
-    Floats part = term(j);
-#pragma GCC unroll 4
-    for (int64_t k = 1; k < kShortSum; ++k) part = part + term(j + k * kLanes);
-    total.add(part);
-  }
+  const auto at = [&](int k) __attribute__((always_inline)) { return term(j + k * kLanes); };
+  for (; j + kPairedSum * kLanes <= end; j += kPairedSum * kLanes)
+    total.add(add_pairs<kPairedSum>(at));
+  for (; j + kShortSum * kLanes <= end; j += kShortSum * kLanes)
+    total.add(add_pairs<kShortSum>(at));
   if (j < end) {
     Floats part = term(j);
     for (j += kLanes; j < end; j += kLanes) part = part + term(j);

@@ -211,15 +211,28 @@ TILEWISE_INLINE void narrow(const Wide<double>& a, float* p) {
 }
 
 // As bfloat16, rounded to nearest even; a NaN stays one.
+#if defined(CPU_CAPABILITY_AVX512)
+// The upper 16 bits of 32-bit lanes, in a row.
+constexpr int16_t kHighHalves[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+TILEWISE_INLINE void store_bfloat16(const Wide<float>& a, void* p) {
+  const __m512i bits = (__m512i)a.v[0], one = _mm512_set1_epi32(1);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
+  __m512i out = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+  out = _mm512_mask_add_epi32(out, odd, out, one);
+  out = _mm512_mask_mov_epi32(out, nan, _mm512_set1_epi32(0x7FC00000));
+  const Wide<int16_t> high = Wide<int16_t>::load(kHighHalves);
+  out = _mm512_permutexvar_epi16((__m512i)high.v[0], out);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_castsi512_si256(out));
+}
+#else
 TILEWISE_INLINE void store_bfloat16(const Wide<float>& a, void* p) {
   using Bits = Wide<uint32_t>;
   const Bits bits = a.as<Bits>();
   const Bits rounded = (bits + Bits::all(0x7FFF) + ((bits >> 16) & Bits::all(1))) >> 16;
   const Bits magnitude = bits & Bits::all(0x7FFFFFFF);
   const Bits out = if_less(Bits::all(0x7F800000), magnitude, Bits::all(0x7FC0), rounded);
-#if defined(CPU_CAPABILITY_AVX512)
-  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)out.v[0]));
-#elif defined(CPU_CAPABILITY_AVX2)
+#if defined(CPU_CAPABILITY_AVX2)
   const __m256i words = _mm256_packus_epi32((__m256i)out.v[0], (__m256i)out.v[1]);
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
 #else
@@ -230,6 +243,7 @@ TILEWISE_INLINE void store_bfloat16(const Wide<float>& a, void* p) {
   std::memcpy(p, halves, sizeof halves);
 #endif
 }
+#endif
 
 // Those lanes of a, and of b behind it.
 #if defined(__clang__) || __GNUC__ >= 12

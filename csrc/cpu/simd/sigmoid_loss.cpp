@@ -54,6 +54,11 @@ struct Terms {
   V loss, dz_dot, dz;
 };
 
+template <typename V>
+TILEWISE_INLINE Terms<V> operator+(const Terms<V>& a, const Terms<V>& b) {
+  return {a.loss + b.loss, a.dz_dot + b.dz_dot, a.dz + b.dz};
+}
+
 // What a row's pairs add up to.
 template <typename T>
 struct Totals {
@@ -74,7 +79,7 @@ TILEWISE_INLINE Terms<V> negative(const V& dot, const Coefficients<T>& c) {
   const V zero = V::all(0), one = V::all(1);
   const V z = multiply_add(dot, c.scale, c.bias);
   const V e = exp_nonpositive(minus_abs(z));  // in (0, 1]: nothing overflows
-  Terms<V> out;
+  Terms<V> out{zero, zero, zero};
   out.loss = higher(zero, z) + log1p_unit(e);  // NaN passes
   if (!kGrad) return out;
   out.dz = if_less(zero, z, one, e) * reciprocal(one + e);
@@ -86,10 +91,9 @@ TILEWISE_INLINE void store(const Floats& v, float* out) { v.store(out); }
 TILEWISE_INLINE void store(const Lanes& v, double* out) { v.store(out); }
 TILEWISE_INLINE void store(const Floats& v, c10::BFloat16* out) { store_bfloat16(v, out); }
 
-// Adds what n pairs give, less than a vector.
+// What n pairs give, less than a vector.
 template <bool kGrad, typename T, typename G, typename V = Vector<T>>
-TILEWISE_INLINE void rest(const T* dots, G* grads, int64_t n, const Coefficients<T>& c,
-                          Terms<V>& sum) {
+TILEWISE_INLINE Terms<V> rest(const T* dots, G* grads, int64_t n, const Coefficients<T>& c) {
   constexpr int64_t size = 64 / sizeof(T);
   T x[size] = {};
   G g[size];
@@ -104,10 +108,7 @@ TILEWISE_INLINE void rest(const T* dots, G* grads, int64_t n, const Coefficients
     for (int64_t i = n; i < size; ++i) x[i] = 0;
     return V::load(x);
   };
-  sum.loss = sum.loss + keep(terms.loss);
-  if (!kGrad) return;
-  sum.dz_dot = sum.dz_dot + keep(terms.dz_dot);
-  sum.dz = sum.dz + keep(terms.dz);
+  return {keep(terms.loss), keep(terms.dz_dot), keep(terms.dz)};
 }
 
 template <bool kGrad, typename T, typename G>
@@ -115,25 +116,22 @@ TILEWISE_INLINE void negatives(const T* dots, G* grads, int64_t n, const Coeffic
                                Totals<T>& totals) {
   using V = Vector<T>;
   constexpr int64_t size = 64 / sizeof(T);
-  const auto take = [&](int64_t j, Terms<V>& sum) __attribute__((always_inline)) {
-    const Terms<V> terms = negative<kGrad, T>(V::load(dots + j), c);
-    sum.loss = sum.loss + terms.loss;
-    if (!kGrad) return;
-    sum.dz_dot = sum.dz_dot + terms.dz_dot;
-    sum.dz = sum.dz + terms.dz;
-    store(terms.dz * c.factor, grads + j);
-  };
-  const Terms<V> none{V::all(0), V::all(0), V::all(0)};
   int64_t j = 0;
-  while (j + kShortSum * size <= n) {
-    Terms<V> sum = none;
-    for (const int64_t end = j + kShortSum * size; j < end; j += size) take(j, sum);
-    add<kGrad, T>(sum, totals);
+  const auto take = [&](int64_t k) __attribute__((always_inline)) {
+    const Terms<V> terms = negative<kGrad, T>(V::load(dots + j + k * size), c);
+    if (kGrad) store(terms.dz * c.factor, grads + j + k * size);
+    return terms;
+  };
+  for (; j + kPairedSum * size <= n; j += kPairedSum * size) {
+    add<kGrad, T>(add_pairs<kPairedSum>(take), totals);
+  }
+  for (; j + kShortSum * size <= n; j += kShortSum * size) {
+    add<kGrad, T>(add_pairs<kShortSum>(take), totals);
   }
   if (j == n) return;
-  Terms<V> sum = none;
-  for (; j + size <= n; j += size) take(j, sum);
-  if (j < n) rest<kGrad>(dots + j, grads + j, n - j, c, sum);
+  Terms<V> sum{V::all(0), V::all(0), V::all(0)};
+  for (; j + size <= n; j += size) sum = sum + take(0);
+  if (j < n) sum = sum + rest<kGrad>(dots + j, grads + j, n - j, c);
   add<kGrad, T>(sum, totals);
 }
 
