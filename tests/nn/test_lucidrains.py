@@ -155,6 +155,8 @@ def test_what_is_not_lucidrains_is_named():
         tw.nn.from_lucidrains(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="source: expected the key"):
         tw.nn.from_lucidrains({f"weight{i}": rows(3) for i in range(99)})
+    with pytest.raises(TypeError, match="source: expected a module or a state dict, got int"):
+        tw.nn.from_lucidrains(3)
 
 
 def test_modules_on_meta():

@@ -158,6 +158,13 @@ def test_codebooks_set_by_hand():
     gumbel = tw.nn.GumbelQuantizer(16, 32, 8)
     gumbel.codebook = rows(32, 8)
     assert torch.equal(gumbel.codebook, rows(32, 8)) and gumbel.embed.weight.requires_grad
+    for module, codes in ((quantizer(), None), (gumbel, [[1.0]])):
+        with pytest.raises(TypeError, match="codebook: expected a tensor, got"):
+            module.codebook = codes
+    with pytest.raises(TypeError, match="codebook: expected float16.* got torch.int64"):
+        gumbel.codebook = torch.ones(32, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"codebook: expected \(32, 16\), got \(31, 16\)"):
+        quantizer().codebook = rows(31, 16)
     with pytest.raises(AttributeError, match="codebook"):
         residual().codebook = rows(4, 32, 16)
     for module, name, codes in (

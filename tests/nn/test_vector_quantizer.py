@@ -391,6 +391,7 @@ def test_bad_arguments(arguments, error, text):
     (dict(), lambda m: m(rows(2, 16), mask=rows(2)), TypeError, "mask: expected a bool tensor"),
     (dict(), lambda m: m(rows(2, 16), mask=rows(3) > 0), ValueError, r"mask: expected \(2,\)"),
     (dict(), lambda m: m(rows(2, 16), lens=torch.ones(2)), ValueError, "lens: expected one length"),
+    (dict(), lambda m: m(rows(1, 2, 16), lens=[2]), TypeError, "lens: expected a tensor"),
     (HEADS, lambda m: m.get_codes_from_indices(torch.zeros(3, 5).long()), ValueError, "indices"),
 ])
 def test_bad_input(settings, call, error, text):

@@ -11,9 +11,12 @@ StateDict = Mapping[str, Tensor]
 def state_of(source: nn.Module | StateDict, prefix: str) -> dict[str, Tensor]:
     """The state dict of a module, or that part of one whose keys begin with prefix."""
     state = source.state_dict() if isinstance(source, nn.Module) else source
+    if not isinstance(state, Mapping):
+        raise TypeError(f"source: expected a module or a state dict, got {type(source).__name__}")
     found = {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
     if not found:
-        raise ValueError(f"prefix: expected that of some keys, got {prefix!r} for {some(state)}")
+        raise ValueError(f"prefix: expected that of some keys, got {prefix!r} for "
+                         f"{some(state) or 'an empty one'}")
     return found
 
 

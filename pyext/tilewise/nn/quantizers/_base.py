@@ -56,11 +56,20 @@ class Quantizer(nn.Module):
         return self._layout.restore(quantized)
 
 
+def check_codes(codes: Tensor, like: Tensor) -> None:
+    """Codes that may be put in the place of others: a floating tensor of their shape."""
+    _arguments.check_floating("codebook", codes)
+    if codes.shape != like.shape:
+        raise ValueError(f"codebook: expected {tuple(like.shape)}, got {tuple(codes.shape)}")
+
+
 def row_mask(x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
     """Which rows of x (B, ..., C) count, (B, ...) bool, from a mask or from lengths (B)."""
     if lens is not None:
         if mask is not None:
             raise ValueError("lens: expected either mask or lens, got both")
+        if not isinstance(lens, Tensor):
+            raise TypeError(f"lens: expected a tensor of lengths, got {type(lens).__name__}")
         if x.dim() != 3 or lens.shape != x.shape[:1]:
             raise ValueError(
                 f"lens: expected one length for each of {x.shape[0]} sequences, got "

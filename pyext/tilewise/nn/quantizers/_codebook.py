@@ -103,11 +103,6 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def set_codes(self, codes: Tensor) -> None:
         """Puts codes (H, K, D) in place, with averages that agree; k-means won't replace them."""
-        if codes.shape != self.embed.shape:
-            raise ValueError(
-                f"codebook: expected {tuple(self.embed.shape)} codes (heads, K, D), got "
-                f"{tuple(codes.shape)}"
-            )
         size = max(1.0, float(self.threshold_ema_dead_code))  # not dead at once
         self.embed.copy_(self._normal(codes.to(self.embed)))
         self.cluster_size.fill_(size)

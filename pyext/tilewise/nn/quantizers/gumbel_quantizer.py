@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn.quantizers._base import Quantizer, code_indices
+from tilewise.nn.quantizers._base import Quantizer, check_codes, code_indices
 from tilewise.nn.quantizers._gumbel_codes import HARD, MODE, SOFT, choose_codes
 from tilewise.nn.quantizers._projection import project
 from tilewise.nn.quantizers._straight_through import gather
@@ -98,10 +98,7 @@ class GumbelQuantizer(HasTemperature, Quantizer):
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
-        if codes.shape != self.embed.weight.shape:
-            raise ValueError(
-                f"codebook: expected {tuple(self.embed.weight.shape)}, got {tuple(codes.shape)}"
-            )
+        check_codes(codes, self.codebook)
         with torch.no_grad():
             self.embed.weight.copy_(codes)
 

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tilewise.nn.quantizers._base import ANY, Quantizer, code_indices, refuse_options
+from tilewise.nn.quantizers._base import (
+    ANY,
+    Quantizer,
+    check_codes,
+    code_indices,
+    refuse_options,
+)
 from tilewise.nn.quantizers._codebook import Codebook
 from tilewise.nn.quantizers._projection import project, projections
 from tilewise.nn.quantizers._straight_through import Weights, gather, straight_through
@@ -222,6 +228,7 @@ class VectorQuantizer(Quantizer):
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
+        check_codes(codes, self.codebook)
         self._codebook.set_codes(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
 
     def forward(
