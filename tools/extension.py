@@ -1,4 +1,4 @@
-"""Builds the extension in a way that setup.py does not offer, in a folder of its own.
+"""Builds the extension in a way that setup.py does not offer, and says what to test on it.
 
 `tools.extension.build` makes a copy of the package with that extension in it; whatever has the
 folder first in PYTHONPATH imports it.
@@ -14,6 +14,9 @@ from types import ModuleType
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not those that start processes or measure memory: what watches or emulates them would be measured.
+TESTS = ["tests/backends/test_extremes_cpu.py", "tests/ops"]
+CHOICE = "(cpu or extremes) and not compile and not opcheck and not reference"
 
 
 def setup_py() -> ModuleType:
@@ -32,9 +35,7 @@ def need(program: str, package: str) -> None:
         sys.exit(f"{program}: not found (Debian and Ubuntu have it in {package})")
 
 
-def build(
-    folder: Path, cxx: str, suffix: str, change: Callable[[ModuleType], None]
-) -> None:
+def build(folder: Path, cxx: str, suffix: str, change: Callable[[ModuleType], None]) -> None:
     """A copy of the package in `folder`, its extension compiled by `cxx`.
 
     change: is given setup.py's module before it writes the build file.

@@ -12,12 +12,9 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-from tools.extension import ROOT, build, need
+from tools.extension import CHOICE, ROOT, TESTS, build, need
 
 FLAGS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined"
-# Not those that start processes or measure memory: the sanitizers' own would be measured.
-TESTS = ["tests/backends/test_extremes_cpu.py", "tests/ops"]
-CHOICE = "(cpu or extremes) and not compile and not opcheck and not reference"
 MINUTES = 10  # for each instruction set
 
 

@@ -10,18 +10,14 @@ import subprocess
 import sys
 from types import ModuleType
 
-from tools.extension import ROOT, build, need
+from tools.extension import CHOICE, ROOT, TESTS, build, need
 
 TORCH = "2.10.0"  # the last release whose wheel for aarch64 brings no CUDA
 PACKAGES = (
     "numpy sympy networkx jinja2 fsspec filelock typing_extensions mpmath markupsafe setuptools "
     "pytest pytest-timeout hypothesis"
 ).split()
-DEBIAN = (
-    "python3,libpython3.11-dev,libstdc++6,libgomp1,libffi8,zlib1g,libssl3,libexpat1"
-)
-TESTS = ["tests/backends/test_extremes_cpu.py", "tests/ops"]
-CHOICE = "(cpu or extremes) and not compile and not opcheck and not reference"
+DEBIAN = "python3,libpython3.11-dev,libstdc++6,libgomp1,libffi8,zlib1g,libssl3,libexpat1"
 FOLDER = ROOT / "build/arm"
 SYSTEM, SITE, BUILT = FOLDER / "root", FOLDER / "site", FOLDER / "package"
 

@@ -3,7 +3,7 @@
     class Mine(Run):
         def step(self, step): ...            # one step of training; appends to self.history
 
-    args = arguments(__doc__, Path("out/mine"))
+    args = arguments(__doc__, Path("out/mine"), every=25).parse_args()
     with progress(console) as bars:
         train([Mine(...), Mine(...)], bars, args.every, args.resume)
 

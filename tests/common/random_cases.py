@@ -143,7 +143,8 @@ CASES = [
 ]
 BY_NAME = {case.name: case for case in CASES}
 FEW = [BY_NAME[n] for n in ("typical", "offset-up", "masked-tail", "cool", "4d-dim1", "peaked")]
-# Every backend and dtype, the interpreted one's half precision with a few cases only.
+
+
 def in_backends(*values):
     """(backend, value) for every backend; where programs are interpreted, the first value only."""
     interpreted = DEVICE == "cpu"
@@ -151,6 +152,7 @@ def in_backends(*values):
             for value in (values[:1] if backend == "triton" and interpreted else values)]
 
 
+# Every backend and dtype, the interpreted one's half precision with a few cases only.
 SERVED = [
     (backend, dtype, case)
     for backend in BACKENDS for dtype in DTYPES for case in CASES

@@ -9,7 +9,7 @@ from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import DEVICE, Case, ids, related
 
 OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
-KERNELS = [room for room in OPERATORS if room == "triton" or DEVICE == "cpu"]
+KERNELS = [name for name in OPERATORS if name == "triton" or DEVICE == "cpu"]
 
 
 @pytest.fixture

@@ -318,9 +318,7 @@ void compare_all(const Search& search, int64_t first_code, int64_t last_code, Ro
                               j + 3 < last ? j + 3 : last};
     double distance[4];
     four_distances(search, row, order, 1, distance);
-    for (int i = 0; i < 4 && j + i < last_code; ++i) {
-      insert(search.k, distance[i], j + i, row);
-    }
+    for (int i = 0; i < 4 && j + i < last_code; ++i) insert(search.k, distance[i], j + i, row);
   }
 }
 
