@@ -7,7 +7,7 @@ import tilewise as tw
 
 
 class Bottlenecks(torch.nn.Module):
-    """All that may stand in an exported model: quantisers, samplers and a search."""
+    """All that may stand in an exported model: quantisers, samplers, a search and losses."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +21,9 @@ class Bottlenecks(torch.nn.Module):
         samples = tw.gumbel_softmax(x, seed=seed), tw.gumbel_argmax(x, seed=seed)
         code = tw.nearest_code(x, self.codebook)
         sums = tw.code_sums(x, code.index, num_codes=5)
-        return [q(x) for q in self.quantizers], samples, tw.gaussian_sample(x, x, seed=seed), sums
+        sample, pairs = tw.gaussian_sample(x, x, seed=seed), (x[:, 0], x[:, 1], 10.0)
+        losses = tw.sigmoid_loss(*pairs), tw.clip_loss(*pairs), tw.hard_negatives(*pairs, seed=seed)
+        return [q(x) for q in self.quantizers], samples, sample, sums, losses
 
 
 def test_exported_modules_take_any_batch():
@@ -30,5 +32,5 @@ def test_exported_modules_take_any_batch():
     exported = torch.export.export(module, (torch.randn(2, 8, 16), seed), dynamic_shapes=shapes)
     x = torch.randn(5, 8, 16)
     ours, theirs = tree_leaves(module(x, seed)), tree_leaves(exported.module()(x, seed))
-    assert len(ours) == len(theirs) == 15
+    assert len(ours) == len(theirs) == 19
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -66,7 +66,7 @@ def hard_negatives(
     offset, image_ids, text_ids = _arguments.matches(
         "positives", positives, image.shape[0], text.shape[0], image.device
     )
-    if len(image) == len(text) == 1 and offset == 0:
+    if image.shape[0] == text.shape[0] == 1 and offset == 0:
         raise ValueError(
             "image_features: a batch of one has no negative, expected more rows, or positives=None"
         )
