@@ -124,7 +124,8 @@ class VectorQuantizer(Quantizer):
     for separate codebooks); with codebook_dim `project_in.*` and `project_out.*`. These are
     lucidrains' names and shapes, so checkpoints load both ways; its older ones and EnCodec's load
     too. `.half()` leaves codes in float32, and results in half. Buffers alone decide: who copies
-    them, by hand or for weight averaging, has copied the quantiser.
+    them, by hand or for weight averaging, has copied the quantiser. But who wants k-means again
+    loads a state dict: a 0 written over `initted` in place, once it is over, is not seen.
 
     Differences to lucidrains: the nearest code is exact, ties go to the lowest index; the loss is
     float32 and also computed in evaluation; evaluation lets gradients through and never writes to
