@@ -28,6 +28,7 @@ CHUNK_COLS = 8192  # at least, if there are so many; more for few queries
 FLOAT16_EXPONENT = 14
 
 TILES = _contrast.TILES | {
+    ("sm_86", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
     ("sm_120", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),  # larger ones spill
 }
