@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
-from tilewise.nn.quantizers import _sync
 from tilewise.ops import _arguments
 from tilewise.ops.itc_loss import itc_loss
 

@@ -6,8 +6,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
-from tilewise.nn.quantizers import _sync
 from tilewise.nn.quantizers._sampling import by_head, sample_rows
 from tilewise.nn.quantizers._unit import unit
 from tilewise.ops import code_sums, nearest_code

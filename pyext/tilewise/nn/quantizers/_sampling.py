@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tilewise.nn.quantizers import _sync
+from tilewise.nn import _sync
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:

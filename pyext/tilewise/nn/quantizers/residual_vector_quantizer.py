@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn.quantizers import _sync
+from tilewise.nn import _sync
 from tilewise.nn.quantizers._base import ANY, Quantizer, code_indices, refuse_options
 from tilewise.nn.quantizers._projection import project, projections
 from tilewise.nn.quantizers.vector_quantizer import Chosen, VectorQuantizer
