@@ -143,7 +143,7 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     else:
         zero = image.new_zeros(1, dtype=torch.float64)
         sums = sum((dz(chunk, None) for chunk in chunks), zero)
-        d_image = d_text = image.new_empty(0, dtype=torch.float32)
+        d_image, d_text = (image.new_empty(0, dtype=torch.float32) for _ in range(2))
     count, depth = max(len(image), 1), image_features.shape[1]
     factor = scale.reshape(()) / (count * stored_scale(image.dtype))
 

@@ -1,5 +1,6 @@
 """What every op promises: errors that name the argument, tracing, torch.func, autocast."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -374,3 +375,24 @@ def test_opcheck(backend, number):
     op, arguments = operands()[number]
     some = {"test_utils": WITHOUT_SUM} if op in OF_INTEGERS else {}
     torch.library.opcheck(getattr(OPERATORS[backend], op).default, arguments, **some)
+
+
+def storages(tensors) -> list[int]:
+    return [x.untyped_storage()._cdata for x in tensors if isinstance(x, torch.Tensor)]
+
+
+@kernels
+@pytest.mark.parametrize("number", range(len(operands())))
+def test_outputs_share_no_memory(backend, number):
+    """Neither with inputs nor with each other, be they empty: torch will make that an error."""
+    op, arguments = operands()[number]
+    operator = getattr(OPERATORS[backend], op).default
+    flags = [i for i, x in enumerate(operator._schema.arguments) if x.name.startswith("need_")]
+    for needs in itertools.product((False, True), repeat=len(flags)):
+        inputs = list(arguments)
+        for i, need in zip(flags, needs, strict=True):
+            inputs[i] = need and arguments[i]
+        outputs = operator(*inputs)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        used = storages(outputs)
+        assert len(set(used)) == len(used) and set(used).isdisjoint(storages(inputs)), needs
