@@ -49,6 +49,9 @@ sanitize: build  ## tests of the C++ backend with the address and undefined beha
 test-arm: build  ## tests of the C++ backend on an emulated aarch64 (sets up build/arm: 1 GB)
 	$(PY) -m tools.test_arm
 
+compilers: build  ## build with every g++ and clang++ that is installed, and test each
+	$(PY) -m tools.compilers
+
 mutants: build  ## plant faults in copies of the tree: each must be found by a test
 	$(PY) -m tests.mutants
 

@@ -19,7 +19,9 @@ def integer(name: str, value: int, least: int | None = None) -> int:
         # A size that torch.compile traces passes for an int; its index would be a constant.
         number = value if isinstance(value, int) else operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+        number = True
+    if isinstance(number, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if least is not None and number < least:
         raise ValueError(f"{name}: expected at least {least}, got {number}")
     return number

@@ -92,3 +92,10 @@ def test_wrong_arguments(student, momentum, text):
     with pytest.raises(ValueError, match=text):
         tw.nn.momentum_update(teacher, student(other), momentum)
     assert all(torch.equal(x, before[name]) for name, x in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_no_module(name):
+    modules = {"teacher": nn.Linear(2, 2), "student": nn.Linear(2, 2)} | {name: None}
+    with pytest.raises(TypeError, match=f"^{name}: .*NoneType"):
+        tw.nn.momentum_update(**modules)

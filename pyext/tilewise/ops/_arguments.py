@@ -85,14 +85,17 @@ def matches(
             raise ValueError(f"{name}: expected a pair of id vectors, got {len(value)} elements")
         ids = [check_ids(name, *x, device) for x in zip(value, (rows, cols), strict=True)]
         return None, ids[0], ids[1]
+    if value is None:
+        return NOWHERE, None, None
     try:
-        if value is None:
-            return NOWHERE, None, None
-        return max(min(operator.index(value), NOWHERE), -NOWHERE), None, None
+        offset = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
+        offset = None
+    if offset is None:
         raise TypeError(
             f"{name}: expected an int, a pair of id vectors or None, got {type(value).__name__}"
-        ) from None
+        )
+    return max(min(offset, NOWHERE), -NOWHERE), None, None
 
 
 def check_ids(name: str, ids: Tensor | None, count: int, device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ def momentum_update(teacher: nn.Module, student: nn.Module, momentum: float = 0.
 
     Raises:
         ValueError: momentum out of its range, or parameters that do not match: nothing has moved.
+        TypeError: what is no module.
 
     Cost: one pass over the parameters, nothing waits for a GPU.
 
@@ -33,6 +34,9 @@ def momentum_update(teacher: nn.Module, student: nn.Module, momentum: float = 0.
         >>> tw.nn.momentum_update(teacher, tower)  # before the teacher sees a batch
     """
     _arguments.check_between("momentum", momentum, 0, 1)
+    for argument, module in (("teacher", teacher), ("student", student)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{argument}: expected a module, got {type(module).__name__}")
     ours, theirs = list(teacher.named_parameters()), list(student.parameters())
     if len(ours) != len(theirs):
         raise ValueError(
