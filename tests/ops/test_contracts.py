@@ -1,6 +1,5 @@
 """What every op promises: errors that name the argument, tracing, torch.func, autocast."""
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import tilewise as tw
 from tests.common import random_cases as cases
 from tests.common.contrastive_cases import DEVICE
-from tests.common.random_cases import NAN, OPERATORS, backends, kernels
+from tests.common.random_cases import NAN, backends, kernels
 from tilewise import _backend
 
 backend = pytest.fixture(cases.serve)
@@ -329,72 +328,3 @@ def test_seeds_of_any_kind(same):
 def test_a_temperature_beyond_float32_is_infinite():
     x = leaf().detach()
     assert torch.equal(tw.gumbel_softmax(x, 1e39), torch.full_like(x, 1 / 6))
-
-
-FLAGS = (True,) * 4
-SCALE = torch.tensor([5.0], device=DEVICE, requires_grad=True)
-PAIRS = [(1, None, None), (None, IDS[:4] % 3, IDS[:5] % 4)]
-
-
-def operands() -> list[tuple[str, tuple]]:
-    """Arguments of the dispatcher's operators."""
-    x, y = leaf(), cases.normal(5, 6).float().requires_grad_()
-    fixed, seed = x.detach(), torch.tensor(3, device=DEVICE)
-    bias, tau = (torch.tensor(v, device=DEVICE, requires_grad=True) for v in (-2.0, 0.5))
-    codes = cases.normal(2, 9, 6).float().requires_grad_()
-    heads = cases.normal(2, 4, 6).float().requires_grad_()
-    found = [
-        *(("clip_loss", (x, y, SCALE, *pairs, 0.1, *FLAGS[:3])) for pairs in PAIRS),
-        *(("sigmoid_loss", (x, y, SCALE, b, *pairs, *FLAGS[:3], b is not None))
-          for pairs in PAIRS for b in (bias, None)),
-        *(("hard_negatives", (x, y, SCALE, *pairs, seed, -2)) for pairs in (*PAIRS, (None,) * 3)),
-        *(("itc_loss", (x, y, SCALE, queue, teacher, tau.detach(), fixed, IDS[:4], *FLAGS[:2]))
-          for queue, teacher in ((fixed, fixed), (None, fixed), (fixed, None))),
-        ("code_sums", (heads, (IDS[:8] % 3).view(2, 4), 5)),
-        *(("nearest_code", (heads, codes, metric, 2, IDS[:8].view(2, 4) > 2, None))
-          for metric in ("l2", "cosine", "dot")),
-        *(("gumbel_argmax", (heads, seed, 2, 1, 2, flag)) for flag in (False, True)),
-        *(("gumbel_softmax", (heads, tau, seed, 2, 1, hard)) for hard in (False, True)),
-        *(("gumbel_softmax_backward",
-           (fixed, fixed.softmax(1), tau.detach(), seed, 2, 1, hard, flag))
-          for hard in (False, True) for flag in (False, True)),
-        *(("gaussian_sample", (x, x, seed, 2, *bounds)) for bounds in ((-9.0, 9.0), (-1.0, 0.5))),
-        *(("gaussian_sample_backward", (d_z, d_kl, fixed, fixed, seed, 2, -9.0, 9.0))
-          for d_z, d_kl in ((fixed, fixed[:, 0]), (None, fixed[:, 0]), (fixed, None))),
-    ]  # fmt: skip
-    return found
-
-
-# Its fourth test adds a float to the sum of the first output, which these have of integers;
-# compiling does what it does.
-OF_INTEGERS = {"code_sums", "gumbel_argmax", "hard_negatives", "nearest_code"}
-WITHOUT_SUM = ("test_schema", "test_autograd_registration", "test_faketensor")
-
-
-@kernels
-@pytest.mark.parametrize("number", range(len(operands())))
-def test_opcheck(backend, number):
-    op, arguments = operands()[number]
-    some = {"test_utils": WITHOUT_SUM} if op in OF_INTEGERS else {}
-    torch.library.opcheck(getattr(OPERATORS[backend], op).default, arguments, **some)
-
-
-def storages(tensors) -> list[int]:
-    return [x.untyped_storage()._cdata for x in tensors if isinstance(x, torch.Tensor)]
-
-
-@kernels
-@pytest.mark.parametrize("number", range(len(operands())))
-def test_outputs_share_no_memory(backend, number):
-    """Neither with inputs nor with each other, be they empty: torch will make that an error."""
-    op, arguments = operands()[number]
-    operator = getattr(OPERATORS[backend], op).default
-    flags = [i for i, x in enumerate(operator._schema.arguments) if x.name.startswith("need_")]
-    for needs in itertools.product((False, True), repeat=len(flags)):
-        inputs = list(arguments)
-        for i, need in zip(flags, needs, strict=True):
-            inputs[i] = need and arguments[i]
-        outputs = operator(*inputs)
-        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-        used = storages(outputs)
-        assert len(set(used)) == len(used) and set(used).isdisjoint(storages(inputs)), needs
