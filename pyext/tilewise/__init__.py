@@ -8,6 +8,7 @@ stored. Every op has the same name in every backend: `tilewise.ops` (what you ca
 from tilewise import evaluation as evaluation
 from tilewise import nn as nn
 from tilewise import reference as reference
+from tilewise import smooth as smooth
 from tilewise._backend import backend as backend
 from tilewise._backend import backends as backends
 from tilewise.ops import *  # noqa: F403  # each function that it names

@@ -25,8 +25,10 @@ PLACES = [
     "tests/ops/test_{}.py",
 ]
 OPS = sorted(path.stem for path in PACKAGE.glob("ops/[!_]*.py"))
-# Everything public besides the ops: a file of nn/ or of the package itself.
+# Everything public besides the ops: a file of nn/, of another subpackage or of the package itself.
+SUBPACKAGES = ("smooth",)
 MODULES = [*PACKAGE.glob("nn/**/[!_]*.py"), *PACKAGE.glob("[!_]*.py")]
+MODULES += [file for folder in SUBPACKAGES for file in PACKAGE.glob(f"{folder}/[!_]*.py")]
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "kernels", "pyext", "tests", "tools")
 SOURCES = [ROOT / "setup.py"] + [
     path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))
@@ -68,7 +70,8 @@ def test_folder_holds_nothing_else(folder):
 def test_public_file_is_exported_and_tested(file):
     """It has a test of its name, and no function or module of it is out of the tests' sight."""
     name = ".".join(file.relative_to(ROOT / "pyext").with_suffix("").parts)
-    folder = "nn" if ".nn." in name else "ops"
+    folder = file.relative_to(PACKAGE).parts[0]
+    folder = folder if folder in ("nn", *SUBPACKAGES) else "ops"
     assert (ROOT / f"tests/{folder}/test_{file.stem}.py").is_file()
     public = [
         key for key, value in vars(importlib.import_module(name)).items()
@@ -79,6 +82,8 @@ def test_public_file_is_exported_and_tested(file):
     if folder == "nn":
         assert set(public) <= set(tw.nn.__all__)
         assert [key for key in tw.nn.__all__ if getattr(tw.nn, key).__module__ == name]
+    if folder in SUBPACKAGES:
+        assert all(hasattr(getattr(tw, folder), key) for key in public)
     files = [*ROOT.glob(f"tests/{folder}/*.py"), *ROOT.glob("tests/common/*.py")]
     tests = "".join(path.read_text() for path in files)
     assert not [key for key in public if not re.search(rf"\b{key}\b", tests)]
