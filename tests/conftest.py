@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 import torch
+import torch._functorch.config
 from hypothesis import settings
 
 from tests.common.contrastive_cases import DEVICE
@@ -26,6 +27,10 @@ OWN_CACHE = not IS_WORKER and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewise-inductor-")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# It need not make fast code, so it need not find out by building which vectors it could use.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+if hasattr(torch._functorch.config, "error_on_custom_op_aliasing"):
+    torch._functorch.config.error_on_custom_op_aliasing = True  # as it is where CI=1
 if IS_WORKER:  # a core each, for what they start too
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

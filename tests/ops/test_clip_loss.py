@@ -93,6 +93,11 @@ def test_label_smoothing(backend, case, dtype):
     check(case, dtype, 0.1)
 
 
+def test_label_smoothing_reaches_the_reference():
+    with tw.backend("reference"):
+        check(CLIP_CASES[0], torch.float32, 0.1)
+
+
 @given(
     b=st.integers(0, 40), n=st.integers(0, 40), d=st.integers(0, 20),
     scale=st.floats(-100, 100), positives=st.integers(-50, 50) | st.none(),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tilewise as tw
 from tests.common import random_cases as cases
@@ -207,6 +208,30 @@ def test_torch_func_is_refused(backend, op):
     for run in (torch.func.grad(SCALARS[op]), lambda x: torch.vmap(SCALARS[op])(x[None])):
         with pytest.raises(RuntimeError, match=f"tilewise.{op}.*torch.func.*'reference'"):
             run(leaf().detach())
+
+
+class Called(TorchDispatchMode):
+    """Collects the flags `need_…` that a loss was called with, below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.flags: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace.startswith("tilewise"):
+            names = [a.name for a in func._schema.arguments]
+            self.flags += [x for x, n in zip(args, names, strict=False) if n.startswith("need_")]
+        return func(*args, **(kwargs or {}))
+
+
+@kernels
+@pytest.mark.parametrize("op", [op for op in SCALARS if op.endswith("_loss")])
+def test_gradients_are_computed_where_they_are_needed(backend, op):
+    """Of one argument; under no_grad, where nothing could tell but the time, of none."""
+    for enabled in (True, False):
+        with Called() as called, torch.set_grad_enabled(enabled):
+            SCALARS[op](leaf())
+        assert called.flags and sum(called.flags) == enabled
 
 
 @by_op
