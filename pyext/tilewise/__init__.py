@@ -5,6 +5,7 @@ stored. Every op has the same name in every backend: `tilewise.ops` (what you ca
 `tilewise.reference` (plain PyTorch), the C++ extension, `tilewise.kernels` (Triton).
 """
 
+from tilewise import distributed as distributed
 from tilewise import evaluation as evaluation
 from tilewise import nn as nn
 from tilewise import reference as reference

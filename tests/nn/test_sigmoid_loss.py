@@ -50,6 +50,6 @@ def test_output_dict(peer):
     assert ours.keys() == theirs.keys()
 
 
-def test_several_processes_are_refused():
-    with pytest.raises(NotImplementedError, match="world_size=2"):
-        tw.nn.SigLipLoss(rank=0, world_size=2)
+def test_several_processes_need_a_group():
+    with pytest.raises(RuntimeError, match="SigLipLoss: expected an initialised process group"):
+        tw.nn.SigLipLoss(rank=0, world_size=2)(*features())

@@ -1,19 +1,20 @@
 """What ClipLoss and SigLipLoss share with open_clip's beside their results."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from tilewise.distributed import Peers
+from tilewise.nn.losses import _ring
+from tilewise.ops import _arguments
 
-def refuse_processes(module: str, function: str, world_size: int) -> None:
-    """Several processes: not yet, but gathered features give the loss of all of them."""
-    if world_size > 1:
-        raise NotImplementedError(
-            f"tilewise.nn.{module}: world_size={world_size}, but several processes are not "
-            "supported yet, expected 1. Until then gather the features with their gradients, "
-            "`image, text = (torch.cat(torch.distributed.nn.all_gather(x)) for x in (image, text))`"
-            f", and call `tilewise.{function}(image, text, logit_scale, ...)` in every process; "
-            "DistributedDataParallel's mean of the gradients is then that of all pairs"
-        )
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor) -> None:
@@ -38,3 +39,71 @@ def with_gradient_of_zero(loss: Tensor, x: Tensor | float | None) -> Tensor:
     if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
         loss = loss + x.reshape(-1)[:0].sum().to(loss.dtype)  # of nothing: 0, whatever x is
     return loss
+
+
+def over_processes(module: Any) -> bool:
+    """Whether a loss has pairs of several processes."""
+    return module.world_size > 1
+
+
+def place(rank: int, world_size: int, group: ProcessGroup | None) -> tuple[int, int]:
+    """Rank and world size, of a group that came without them too."""
+    if group is None or world_size > 1:
+        return rank, world_size
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def check_place(peers: Peers, rank: int, world_size: int) -> None:
+    """What the module was told agrees with its group."""
+    if (rank, world_size) != (peers.rank, peers.size):
+        raise ValueError(
+            f"rank, world_size: expected {peers.rank}, {peers.size} as in the process group, got "
+            f"{rank}, {world_size}"
+        )
+
+
+@torch.compiler.disable  # the exchanges are not traced
+def loss_over_processes(
+    module: Any,
+    run: Callable[..., tuple[Tensor, _ring.Gradients]],
+    options: dict[str, Any],
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *logit_bias: Tensor | float | None,
+) -> Tensor:
+    """The loss that `run` of `_ring` computes; what is wrong in one process is an error in all.
+
+    Args:
+        options: of the module, which must be the same in every process; those of `run`.
+    """
+    name = type(module).__name__
+    peers = Peers(module.group, f"tilewise.nn.{name}")
+    problem, facts = None, {"loss": name, **options}
+    inputs: list[Tensor | None] = []
+    needs: list[bool] = []
+    try:
+        check_place(peers, module.rank, module.world_size)
+        features = _arguments.features(image_features=image_features, text_features=text_features)
+        check_pairs(*features)
+        inputs += features
+        inputs.append(_arguments.scalar("logit_scale", logit_scale, features[0]))
+        for value in logit_bias:
+            bias = None if value is None else _arguments.scalar("logit_bias", value, features[0])
+            inputs.append(bias)
+        needs += [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+        names = ("image_features", "text_features", "logit_scale", "logit_bias")
+        facts |= {
+            "D": features[0].shape[1],
+            "dtype": features[0].dtype,
+            "logit_bias": "given" if inputs[-1] is not None else "None",
+            "gradients": " ".join(n for n, need in zip(names, needs, strict=False) if need),
+        }
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    tensors = [x for x in (image_features, text_features) if isinstance(x, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    rows = peers.agree(len(image_features) if problem is None else 0, facts, problem, device)
+    return _ring.finished(
+        lambda needs: run(peers, rows, *inputs, needs, **options), needs, *inputs
+    )

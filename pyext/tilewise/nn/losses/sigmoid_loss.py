@@ -1,13 +1,19 @@
 """SigLipLoss: open_clip's module, on tilewise's sigmoid loss."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from tilewise.nn.losses import _open_clip
+from tilewise.distributed import ROUTES
+from tilewise.nn.losses import _open_clip, _ring
 from tilewise.nn.losses._call import OpenClipCall
 from tilewise.ops.sigmoid_loss import sigmoid_loss
 
-DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
 
 
 class SigLipLoss(nn.Module):
@@ -18,14 +24,27 @@ class SigLipLoss(nn.Module):
 
     Args:
         cache_labels: accepted for compatibility; there are no labels to cache.
-        rank, world_size: this process and how many there are. More than one is not supported yet.
-        dist_impl: "bidir", "shift", "reduce" or "gather", how processes would exchange features;
-            accepted for compatibility.
+        rank, world_size: this process and how many there are.
+        dist_impl: how texts go round: "bidir" (the default), "shift", "reduce" or "gather", as in
+            `tilewise.distributed.circulate`. The loss is the same.
         chunk_size: accepted for compatibility; tiles always have a fixed size.
+        group: the processes; their rank and world size need not be given then. None is all of them.
 
     Raises:
-        NotImplementedError: `world_size` > 1; the message says what to do.
-        ValueError: another `dist_impl`; in a call, another number of texts than of images.
+        ValueError: another `dist_impl`; in a call, another number of texts than of images. With
+            several processes all raise it, also where they differ in D, dtype, options, or in
+            which gradients they need.
+        RuntimeError: several processes without a process group; a process that was lost, by name.
+
+    With several processes, each calls it with its own rows, whose numbers may differ and be 0. The
+    loss is the sum over one's own images and all texts, over the mean number of rows: the mean of
+    all processes' losses is the loss of all pairs, and with the mean of the gradients, which
+    DistributedDataParallel and FSDP take, training is that of one process with all rows. Every
+    exchange is in the forward pass; all processes must then multiply the loss by the same number.
+
+    Cost over W processes of b rows: 3 products of b * W*b * D, memory O(b * D) whatever W (with
+    "gather" O(W*b * D)). A process sends its texts and their float32 gradients W - 1 times, while
+    the products are computed.
 
     open_clip's subclasses work on it: `get_logits`, `get_ground_truth` and `_loss` are as there.
     """
@@ -39,18 +58,19 @@ class SigLipLoss(nn.Module):
         world_size: int = 1,
         dist_impl: str | None = None,
         chunk_size: int = 0,
+        *,
+        group: ProcessGroup | None = None,
     ):
         super().__init__()
-        _open_clip.refuse_processes("SigLipLoss", "sigmoid_loss", world_size)
-        if dist_impl not in (None, *DIST_IMPLS):
+        if dist_impl not in (None, *ROUTES):
             raise ValueError(
-                f"dist_impl: expected one of {', '.join(DIST_IMPLS)} or None, got {dist_impl!r}"
+                f"dist_impl: expected one of {', '.join(ROUTES)} or None, got {dist_impl!r}"
             )
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = _open_clip.place(rank, world_size, group)
         self.dist_impl = dist_impl or "bidir"
         self.chunk_size = chunk_size
+        self.group = group
 
     def forward(
         self,
@@ -61,7 +81,12 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """The loss, or `{"contrastive_loss": loss}` with `output_dict`."""
-        loss = self._loss(image_features, text_features, logit_scale, logit_bias)
+        inputs = image_features, text_features, logit_scale, logit_bias
+        if _open_clip.over_processes(self):
+            options = {"route": self.dist_impl}
+            loss = _open_clip.loss_over_processes(self, _ring.sigmoid, options, *inputs)
+        else:
+            loss = self._loss(*inputs)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _loss(

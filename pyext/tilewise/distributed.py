@@ -1,0 +1,358 @@
+"""What the processes of a group send each other: blocks of rows that travel, and sums that follow.
+
+Nothing here knows what is computed of them. The engine is torch.distributed: gloo on CPUs, NCCL on
+GPUs. All waiting is bounded by the group's timeout, and a failure names who was waited for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Peers", "circulate", "gather"]
+
+ROUTES = ("bidir", "shift", "reduce", "gather")
+TEXT = 1024  # bytes of what processes tell each other about a difference
+
+Parts = tuple[Tensor, ...]
+
+
+class Peers:
+    """The processes of a group, by their ranks in it, as seen by one of them.
+
+    Args:
+        group: a process group; None is that of all processes.
+        user: on whose behalf they exchange something; error messages begin with it.
+
+    Raises:
+        RuntimeError: torch.distributed has no process group yet, or the process isn't in this one.
+    """
+
+    def __init__(self, group: ProcessGroup | None, user: str):
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                f"{user}: expected an initialised process group; call "
+                "torch.distributed.init_process_group first, or leave world_size at 1"
+            )
+        self.group = dist.group.WORLD if group is None else group
+        self.user = user
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        if self.rank < 0:
+            raise RuntimeError(f"{user}: this process does not belong to the group")
+
+    def exchange(
+        self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Tensor]]
+    ) -> Transfer:
+        """Begins to send contiguous tensors to peers and to receive others in place.
+
+        Each pair of processes must agree on order and sizes. Empty tensors are left out.
+        """
+        ways = [(dist.isend, *x) for x in sent] + [(dist.irecv, *x) for x in received]
+        ways = [way for way in ways if way[2].numel()]
+        ranks = [rank for _, rank, _ in ways]
+        try:
+            works = dist.batch_isend_irecv([
+                dist.P2POp(send, x, group=self.group, group_peer=rank) for send, rank, x in ways
+            ]) if ways else []
+        except RuntimeError as error:
+            raise self.lost(ranks, error) from error
+        if len(works) != len(ways):  # NCCL has one for all
+            return Transfer(self, [(work, ranks) for work in works], ways)
+        return Transfer(self, [(w, [r]) for w, r in zip(works, ranks, strict=True)], ways)
+
+    def table(self, x: Tensor) -> Tensor:
+        """(W, *x.shape): the tensors of all processes, small and of one shape."""
+        out = x.new_empty(self.size, *x.shape)
+        out[self.rank] = x
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        if x.device.type == "cpu":  # each with each, so that a failure has a name
+            x = x.contiguous()
+            self.exchange([(r, x) for r in others], [(r, out[r]) for r in others]).wait()
+        else:
+            dist.all_gather(list(out.unbind()), x.contiguous(), group=self.group)
+        return out
+
+    def agree(self, rows: int, facts: dict[str, Any], problem: str | None, device) -> list[int]:
+        """How many rows each process has, after a look at whether all mean the same.
+
+        Args:
+            facts: what must be equal everywhere, by its name.
+            problem: what this process found wrong with its own arguments.
+
+        Raises:
+            ValueError: in every process, the same: what differs, or whose problem it is.
+        """
+        # Where the group also serves CPU tensors, no GPU is waited for.
+        serves_cpu = "cpu:" in dist.get_backend_config(self.group)
+        where = torch.device("cpu") if serves_cpu else device
+        text = "\n".join(f"{name}\t{value}" for name, value in facts.items())
+        text = f"\n{problem}" if problem else text
+        head = [rows, zlib.crc32(text.encode()), int(problem is not None)]
+        table = self.table(torch.tensor(head, device=where)).tolist()
+        if any(row[1:] != [table[0][1], 0] for row in table):
+            raise ValueError(f"{self.user}: {_differences(self._texts(text, where))}")
+        return [row[0] for row in table]
+
+    def _texts(self, text: str, device) -> list[str]:
+        data = text.encode()[:TEXT].ljust(TEXT)
+        table = self.table(torch.tensor(list(data), dtype=torch.uint8, device=device))
+        return [bytes(row).decode(errors="ignore").rstrip(" ") for row in table.tolist()]
+
+    def lost(self, ranks: Sequence[int], error: Exception) -> RuntimeError:
+        """The error of a process that waits for others in vain."""
+        names = ", ".join(str(rank) for rank in sorted(set(ranks)))
+        name = getattr(self.group, "group_desc", "") or getattr(self.group, "group_name", "")
+        return RuntimeError(
+            f"{self.user}: rank {self.rank} lost rank {names} of process group {name!r} "
+            f"({self.size} processes) in an exchange: {error}"
+        )
+
+
+class Transfer:
+    """Tensors on their way."""
+
+    def __init__(self, peers: Peers, works: list[tuple[Any, list[int]]], kept: Any):
+        self.peers, self.works, self.kept = peers, works, kept
+
+    def wait(self) -> None:
+        """Until all have arrived, or RuntimeError: who was lost."""
+        for work, ranks in self.works:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self.peers.lost(ranks, error) from error
+        self.works, self.kept = [], None
+
+
+def _differences(texts: list[str]) -> str:
+    """Of the facts of all processes, or of those that have a problem."""
+    problems = [f"rank {r}: {text[1:]}" for r, text in enumerate(texts) if text.startswith("\n")]
+    if problems:
+        return "; ".join(problems)
+    facts = [dict(line.split("\t", 1) for line in text.split("\n")) for text in texts]
+    found = []
+    for name in dict.fromkeys(name for each in facts for name in each):
+        ranks: dict[str, list[str]] = {}
+        for rank, each in enumerate(facts):
+            ranks.setdefault(each.get(name, "missing"), []).append(str(rank))
+        if len(ranks) > 1:
+            said = " and ".join(f"{value} in rank {', '.join(r)}" for value, r in ranks.items())
+            found.append(f"{name}: expected the same in every process, got {said}")
+    return "; ".join(found)
+
+
+class _Lane:
+    """A way of blocks round the ring, `step` ranks at a time, and of what is summed for them.
+
+    A block visits `hops` processes. The sum of what they have for it goes along with it, one hop
+    behind, and from the last of them home.
+    """
+
+    def __init__(self, peers: Peers, rows: list[int], pieces: int, step: int, hops: int):
+        self.peers, self.rows, self.pieces, self.step, self.hops = peers, rows, pieces, step, hops
+        self.hop = 0
+        self.sums: list[tuple[Parts, Transfer]] = []  # of each piece, on their way here
+
+    def _rank(self, steps: int) -> int:
+        return (self.peers.rank + steps * self.step) % self.peers.size
+
+    def send_on(self, block: Parts) -> None:
+        """Begins to send the block to the next process, and to receive the previous one's."""
+        if self.hop == self.hops:
+            return
+        rows = self.rows[self._rank(-self.hop - 1)]
+        self.next = tuple(x.new_empty(rows, *x.shape[1:]) for x in block)
+        self.arrival = self.peers.exchange(
+            [(self._rank(1), x) for x in block], [(self._rank(-1), x) for x in self.next]
+        )
+
+    def visit(self, visit: Callable[..., Parts], merge: Callable[[Tensor, Tensor], Any]) -> None:
+        """Takes the next block in, and sends on what there is for it."""
+        self.arrival.wait()
+        block, self.hop = self.next, self.hop + 1
+        self.next = ()
+        self.send_on(block)
+        owner, last = self._rank(-self.hop), self.hop == self.hops
+        # After the last hop sums go home. Here come those of the block that is visited next.
+        to, source = (owner, self._rank(self.hops)) if last else (self._rank(1), self._rank(-1))
+        rows = self.rows[self.peers.rank if last else self._rank(-self.hop - 1)]
+        before, self.sums = self.sums, []
+        sizes = zip(_cuts(len(block[0]), self.pieces), _cuts(rows, self.pieces), strict=True)
+        for k, (here, there) in enumerate(sizes):
+            parts = visit(owner, *(x[here] for x in block))
+            if before:
+                sums, transfer = before[k]
+                transfer.wait()
+                for part, sum in zip(parts, sums, strict=True):
+                    merge(part, sum)
+            coming = tuple(x.new_empty(there.stop - there.start, *x.shape[1:]) for x in parts)
+            self.sums.append((coming, self.peers.exchange(
+                [(to, x.contiguous()) for x in parts], [(source, x) for x in coming]
+            )))
+
+    def home(self) -> list[Parts]:
+        """The sums of this process's own block, piece by piece."""
+        for _, transfer in self.sums:
+            transfer.wait()
+        return [parts for parts, _ in self.sums]
+
+
+def _cuts(rows: int, pieces: int) -> list[slice]:
+    """`pieces` slices of nearly equal length."""
+    ends = [rows * k // pieces for k in range(pieces + 1)]
+    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def circulate(
+    peers: Peers,
+    rows: list[int],
+    block: Parts,
+    visit: Callable[..., Parts],
+    *,
+    route: str = "bidir",
+    pieces: int = 1,
+    merge: Callable[[Tensor, Tensor], Any] = Tensor.add_,
+) -> Parts:
+    """Shows each process's block to every process; returns what all of them have for one's own.
+
+    The next block is on its way while the present one is visited, and so are the sums.
+
+    Args:
+        peers: the processes.
+        rows: how many rows the block of each has; some may have none.
+        block: this process's tensors, each (rows[rank], ...).
+        visit: `visit(owner, *tensors)` is called with this process's own block, then with each of
+            the others', by the rank of its owner: whole or, if there are several `pieces`, by
+            stretches of its rows. Returns new tensors (rows of the stretch, ...), to be summed for
+            the owner; none of them if there is nothing.
+        route: "bidir", blocks go round the ring in both directions; "shift", in one; "reduce", each
+            process's in turn to all (by a broadcast and a reduction); "gather", each directly to
+            each, all at once.
+        pieces: into how many stretches visitors' blocks are cut, so that the sum of one goes on
+            while the next is visited.
+        merge: adds its second argument to its first, in place; with "reduce" it must be a sum.
+
+    Returns:
+        What `visit` returned for this process's block, merged over all processes.
+
+    Raises:
+        RuntimeError: an exchange failed or timed out; the message names the ranks.
+
+    Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Memory: two
+    visitors' blocks and three of sums at a time and direction, whatever W; with "gather", W.
+    """
+    size = peers.size
+    block = tuple(x.contiguous() for x in block)
+    if route == "reduce":
+        return _in_turn(peers, rows, block, visit)
+    ways = {
+        "bidir": [(1, size // 2), (-1, (size - 1) // 2)],
+        "shift": [(1, size - 1)],
+        "gather": [(distance, 1) for distance in range(1, size)],
+    }[route]
+    lanes = [_Lane(peers, rows, pieces, *way) for way in ways if way[1]]
+    for lane in lanes:
+        lane.send_on(block)
+    own = visit(peers.rank, *block)
+    for hop in range(max((lane.hops for lane in lanes), default=0)):
+        for lane in lanes:
+            if hop < lane.hops:
+                lane.visit(visit, merge)
+    for lane in lanes:
+        for at, parts in zip(_cuts(rows[peers.rank], pieces), lane.home(), strict=True):
+            for total, part in zip(own, parts, strict=True):
+                merge(total[at], part)
+    return own
+
+
+def _in_turn(peers: Peers, rows: list[int], block: Parts, visit: Callable[..., Parts]) -> Parts:
+    """circulate's "reduce"."""
+    own: Parts = ()
+    coming = _broadcast(peers, rows, block, 0)
+    sums: list[Transfer] = []
+    for owner in range(peers.size):
+        tensors, transfer = coming
+        if owner + 1 < peers.size:
+            coming = _broadcast(peers, rows, block, owner + 1)
+        transfer.wait()
+        parts = tuple(x.contiguous() for x in visit(owner, *tensors))
+        for earlier in sums:
+            earlier.wait()
+        sums = [_started(peers, owner, dist.reduce, x, group_dst=owner) for x in parts]
+        own = parts if owner == peers.rank else own
+    for transfer in sums:
+        transfer.wait()
+    return own
+
+
+def _broadcast(peers: Peers, rows: list[int], block: Parts, owner: int) -> tuple[Parts, Transfer]:
+    if owner != peers.rank:
+        block = tuple(x.new_empty(rows[owner], *x.shape[1:]) for x in block)
+    started = [_started(peers, owner, dist.broadcast, x, group_src=owner) for x in block]
+    return block, Transfer(peers, [work for each in started for work in each.works], block)
+
+
+def _started(peers: Peers, owner: int, collective: Callable, x: Tensor, **which: int) -> Transfer:
+    if not x.numel():
+        return Transfer(peers, [], x)
+    try:
+        work = collective(x, group=peers.group, async_op=True, **which)
+    except RuntimeError as error:
+        raise peers.lost([owner], error) from error
+    return Transfer(peers, [(work, [owner])], x)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, peers: Peers, rows: list[int]) -> Tensor:
+        ctx.peers, ctx.rows = peers, rows
+        out = x.new_empty(sum(rows), *x.shape[1:])
+        parts = out.split(rows)
+        mine = parts[peers.rank].copy_(x)
+        others = [rank for rank in range(peers.size) if rank != peers.rank]
+        peers.exchange([(r, mine) for r in others], [(r, parts[r]) for r in others]).wait()
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        peers, rows = ctx.peers, ctx.rows
+        grads = [x.contiguous() for x in grad.split(rows)]
+        others = [rank for rank in range(peers.size) if rank != peers.rank]
+        parts = {rank: torch.empty_like(grads[peers.rank]) for rank in others}
+        peers.exchange([(r, grads[r]) for r in others], [*parts.items()]).wait()
+        parts[peers.rank] = grads[peers.rank]
+        return sum(parts[rank] for rank in range(peers.size)), None, None
+
+
+def gather(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The rows of all processes, in the order of their ranks, with gradients.
+
+    As `torch.cat(torch.distributed.nn.all_gather(x))`, but the processes may have different numbers
+    of rows.
+
+    Args:
+        x: (rows, ...), the same shape beyond the rows and the same dtype in every process.
+        group: the processes; None is all of them.
+
+    Returns:
+        (rows of all processes, ...). Its backward sums what the processes have for one's own rows,
+        so all of them must run it.
+
+    Raises:
+        ValueError: in every process, if shapes or dtypes differ.
+        RuntimeError: an exchange failed or timed out; the message names the ranks.
+
+    Cost: O(W * rows) memory; a process sends its rows W - 1 times, and as many in backward.
+    """
+    peers = Peers(group, "tilewise.distributed.gather")
+    facts = {"shape beyond the rows": tuple(x.shape[1:]), "dtype": x.dtype}
+    rows = peers.agree(len(x), facts, None, x.device)
+    return _Gather.apply(x, peers, rows)

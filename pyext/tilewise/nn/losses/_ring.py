@@ -1,0 +1,188 @@
+"""Losses of the pairs of several processes, each of which holds a part of the rows.
+
+A process computes its images with every text, block by block as `tilewise.distributed.circulate`
+shows them, and what it finds for the texts travels to their owner. Loss and gradients are finished
+after the forward pass: backward only scales them, and exchanges nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tilewise.distributed import Peers, circulate
+from tilewise.ops._arguments import NOWHERE
+from tilewise.ops._blocks import block_gradients, block_sums, sigmoid_block
+
+PIECE = 512  # rows of a block that are worth a call of their own
+PIECES = 4
+
+Gradients = list[Tensor | None]
+
+
+def _pieces(rows: list[int]) -> int:
+    return max(1, min(PIECES, max(rows) // PIECE))
+
+
+def sigmoid(
+    peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None,
+    needs: Sequence[bool], route: str,
+) -> tuple[Tensor, Gradients]:
+    """SigLIP: sum of one's own images with all texts, over the mean number of rows.
+
+    The mean over the processes is the loss of all pairs, and so are the gradients.
+    """
+    share = len(image) * peers.size / max(sum(rows), 1)  # the op divides by its own rows
+    totals: list[Tensor] = []  # loss, image, scale, bias
+
+    def visit(owner: int, text: Tensor) -> tuple[Tensor, ...]:
+        offset = 0 if owner == peers.rank else NOWHERE
+        loss, d_image, d_text, *scalars = sigmoid_block(image, text, scale, bias, offset, needs)
+        found = [loss.double(), d_image, *(x.double() for x in scalars)]
+        if totals:
+            for total, x in zip(totals, found, strict=True):
+                total += x
+        else:
+            totals.extend(found)
+        return (d_text if share == 1 else d_text.mul_(share),) if needs[1] else ()
+
+    (d_text,) = circulate(
+        peers, rows, (text,), visit, route=route, pieces=_pieces(rows)
+    ) or (None,)
+    loss, d_image, *scalars = totals if share == 1 else [x.mul_(share) for x in totals]
+    gradients = [d_image, d_text, *(x.to(scale.dtype) for x in scalars)]
+    wanted = [x if need else None for x, need in zip(gradients, needs, strict=True)]
+    return loss.to(scale.dtype), wanted
+
+
+def merge_sums(sums: Tensor, more: Tensor) -> None:
+    """Adds exponentials (rows, 2): the largest logit, the sum relative to it."""
+    largest = torch.maximum(sums[:, 0], more[:, 0])
+    base = largest.nan_to_num(neginf=0.0)  # without a logit yet, -inf - -inf would be NaN
+    total = sums[:, 1] * (sums[:, 0] - base).exp() + more[:, 1] * (more[:, 0] - base).exp()
+    sums[:, 0], sums[:, 1] = largest, total
+
+
+def clip(
+    peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor,
+    needs: Sequence[bool], *, local_loss: bool, gather_with_grad: bool,
+) -> tuple[Tensor, Gradients]:
+    """CLIP, in two rounds: sums of exponentials, then gradients.
+
+    The loss of one's own images and texts (`local_loss`), or of all. Of the gradients, what
+    open_clip's are with the same options.
+    """
+    world = peers.size
+    weight = 0.5 / max(sum(rows), 1)
+    image_sums, text_sums, matched = _clip_sums(peers, rows, image, text, scale)
+    terms = [sums[:, 0] + sums[:, 1].log() for sums in (image_sums, text_sums)]
+    loss = weight * (terms[0].sum() + terms[1].sum() - 2 * matched)
+    gradients: Gradients = [None] * 3
+    if any(needs):
+        queries_only = local_loss and not gather_with_grad
+        gradients = _clip_gradients(
+            peers, rows, image, text, scale, (image_sums, text_sums), weight, needs, queries_only
+        )
+    if local_loss or gather_with_grad:
+        gradients[:2] = [None if x is None else x.mul_(world) for x in gradients[:2]]
+    d_scale = gradients[2]
+    if local_loss:
+        loss = loss * world
+        gradients[2] = None if d_scale is None else d_scale * world
+    else:
+        parts = torch.stack([loss, loss.new_zeros(()) if d_scale is None else d_scale.double()])
+        loss, total = peers.table(parts).sum(0)
+        gradients[2] = None if d_scale is None else total
+    gradients[2] = None if gradients[2] is None else gradients[2].to(scale.dtype)
+    return loss.to(scale.dtype), gradients
+
+
+def _clip_sums(
+    peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of exponentials of one's own images and texts (rows, 2), the sum of matches' logits."""
+    own: list[Tensor] = []
+
+    def visit(owner: int, text: Tensor) -> tuple[Tensor]:
+        offset = 0 if owner == peers.rank else NOWHERE
+        image_sums, text_sums, matched = block_sums(image, text, scale, offset)
+        if own:
+            merge_sums(own[0], image_sums.t())
+        else:
+            own.extend([image_sums.t().contiguous(), matched])
+        return (text_sums.t().contiguous(),)
+
+    (text_sums,) = circulate(peers, rows, (text,), visit, merge=merge_sums)
+    return own[0], text_sums, own[1]
+
+
+def _clip_gradients(
+    peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor,
+    sums: tuple[Tensor, Tensor], weight: float, needs: Sequence[bool], queries_only: bool,
+) -> Gradients:
+    """By image and text of the loss of all pairs; by the scale, one's own images' part of it.
+
+    With `queries_only`, features have no gradient as candidates.
+    """
+    image_sums = sums[0].t().contiguous()
+    images = image_sums.new_full((len(image),), weight)
+    totals: list[Tensor] = []  # image, scale
+
+    def visit(owner: int, text: Tensor, text_sums: Tensor) -> tuple[Tensor, ...]:
+        texts = text_sums.new_full((len(text),), weight)
+        block = (
+            image, text, scale, 0 if owner == peers.rank else NOWHERE,
+            image_sums, text_sums.t().contiguous(),
+        )
+        if queries_only:
+            d_image, _, one = block_gradients(
+                *block, images, torch.zeros_like(texts), (needs[0], False, needs[2])
+            )
+            _, d_text, other = block_gradients(
+                *block, torch.zeros_like(images), texts, (False, needs[1], needs[2])
+            )
+            d_scale = one.double() + other.double()
+        else:
+            d_image, d_text, d_scale = block_gradients(*block, images, texts, needs)
+        if totals:
+            totals[0] += d_image
+            totals[1] += d_scale.double()
+        else:
+            totals.extend([d_image, d_scale.double()])
+        return (d_text,) if needs[1] else ()
+
+    (d_text,) = circulate(
+        peers, rows, (text, sums[1]), visit, pieces=_pieces(rows)
+    ) or (None,)
+    found = [totals[0], d_text, totals[1]]
+    return [x if need else None for x, need in zip(found, needs, strict=True)]
+
+
+class _Finished(torch.autograd.Function):
+    """A loss whose gradients were computed with it."""
+
+    @staticmethod
+    def forward(ctx, run, needs, *inputs):
+        loss, gradients = run(needs)
+        ctx.places = [i for i, x in enumerate(gradients) if x is not None]
+        ctx.count = len(inputs)
+        ctx.save_for_backward(*(x[i] for x in (gradients, inputs) for i in ctx.places))
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        n, saved = len(ctx.places), ctx.saved_tensors  # checkpointing lets them be read once
+        scaled = torch.ops.tilewise.scale_gradients(grad, list(saved[:n]), list(saved[n:]))
+        result = [None] * ctx.count
+        for i, x in zip(ctx.places, scaled, strict=True):
+            result[i] = x
+        return None, None, *result
+
+
+def finished(
+    run: Callable[[Sequence[bool]], tuple[Tensor, Gradients]],
+    needs: Sequence[bool],
+    *inputs: Tensor | None,
+) -> Tensor:
+    """The loss that `run(needs)` returns with its gradients, differentiable in `inputs`."""
+    return _Finished.apply(run, needs, *inputs) if any(needs) else run(needs)[0]

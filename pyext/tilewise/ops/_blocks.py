@@ -1,0 +1,97 @@
+"""Losses of a block of the logits, for processes that each hold a part of the features.
+
+A block's features have been cast, its scalars are 0-d tensors, `offset` is an int (`NOWHERE`: no
+pair matches). Gradients that are not needed are empty.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tilewise import _backend, reference
+from tilewise.reference._matches import matches
+from tilewise.reference._precision import accumulate_dtype, exact_dtype
+
+
+def sigmoid_block(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, offset: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """`sigmoid_loss` and its gradients by image, text, scale and bias."""
+    op = _backend.operator("sigmoid_loss", image.device, image.dtype)
+    if op is not None:
+        return op(image, text, scale, bias, offset, None, None, *needs)
+    bias = torch.zeros_like(scale) if bias is None else bias
+    leaves = [x.detach() for x in (image, text, scale, bias)]
+    wanted = [x.requires_grad_() for x, need in zip(leaves, needs, strict=True) if need]
+    with torch.enable_grad():
+        loss = reference.sigmoid_loss(*leaves, positives=offset)
+    gradients = iter(torch.autograd.grad(loss, wanted) if wanted else ())
+    dtype = accumulate_dtype(image)
+    empty = image.new_empty(0, dtype=dtype)
+    return loss.detach(), *(next(gradients).to(dtype) if need else empty for need in needs)
+
+
+def block_sums(
+    image: Tensor, text: Tensor, scale: Tensor, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first pass of `clip_loss` over a block: sums of exponentials, and the matches' logits.
+
+    Returns:
+        Of each image (2, B) and each text (2, N), float64: the largest logit, and the sum of
+        exponentials relative to it; -inf and 0 where there is no logit. The sum of the logits of
+        pairs that match, () float64.
+
+    Sums of two blocks (m, s), (n, t) are those of both at once: (M, s exp(m - M) + t exp(n - M)),
+    M = max(m, n). Cost: 1 matrix product of B*N*D.
+    """
+    z, match = _logits(image, text, scale, offset)
+    return _log_sums(z), _log_sums(z.T), (z * match).sum()
+
+
+def block_gradients(
+    image: Tensor, text: Tensor, scale: Tensor, offset: int,
+    image_sums: Tensor, text_sums: Tensor, image_weight: Tensor, text_weight: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The second pass: gradients of a block by image, text and scale; see `clip_loss`.
+
+        dz_ij = image_weight_i (p_ij - match_ij) + text_weight_j (q_ij - match_ij)
+
+    with the softmaxes p and q whose sums, over all blocks, are `image_sums` (2, B) and `text_sums`
+    (2, N). Weights, (B,) and (N,) float64, are what a row or column counts in the loss: 0 leaves
+    it out, whatever its sums are. Cost: 3 matrix products of B*N*D.
+    """
+    z, match = _logits(image, text, scale, offset)
+    dz = _residuals(z, match, image_sums, image_weight)
+    dz = dz + _residuals(z.T, match.T, text_sums, text_weight).T
+    x, y = image.to(z.dtype), text.to(z.dtype)
+    gradients = dz @ y * scale, dz.T @ x * scale, (dz * (x @ y.T)).sum()
+    dtype = accumulate_dtype(image)
+    d_image, d_text, d_scale = (
+        gradient.to(dtype) if need else image.new_empty(0, dtype=dtype)
+        for gradient, need in zip(gradients, needs, strict=True)
+    )
+    return d_image, d_text, d_scale
+
+
+def _logits(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """(B, N) in float64, and 1 where a pair matches."""
+    z = image.to(exact_dtype(image)) @ text.to(exact_dtype(text)).T * scale
+    return z, matches(image, text, offset).to(z.dtype)
+
+
+def _log_sums(z: Tensor) -> Tensor:
+    """(2, rows): the largest of each row, and the sum of exponentials relative to it."""
+    z = torch.cat([z, z.new_full((len(z), 1), -torch.inf)], dim=1)
+    largest = z.amax(1)
+    base = torch.where(largest == -torch.inf, 0.0, largest)
+    return torch.stack([largest, (z - base[:, None]).exp().sum(1)])
+
+
+def _residuals(z: Tensor, match: Tensor, sums: Tensor, weight: Tensor) -> Tensor:
+    """weight * (softmax - match) along rows, 0 where the weight is."""
+    p = (z - sums[0][:, None]).exp() / sums[1][:, None]
+    weight = weight[:, None]
+    return torch.where(weight != 0, weight * (p - match), 0.0)

@@ -1,0 +1,125 @@
+"""tilewise.distributed: what goes round comes home, on every route."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import tilewise as tw
+from tests.common.contrastive_cases import DEVICE
+from tests.common.processes import WORLDS, Failed, processes
+from tilewise.distributed import ROUTES, Peers, circulate
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
+    pytest.mark.xdist_group("processes"),
+]
+
+ROWS = [4, 0, 7, 3]
+
+
+def block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that say whose they are, and where."""
+    place = torch.arange(ROWS[rank])
+    return torch.stack([place + 100.0 * rank] * 2, 1), place + 1000 * rank
+
+
+def circulated(route: str, pieces: int):
+    """In a process: who was seen, and what came home."""
+    peers = Peers(None, "test")
+    rows = ROWS[: peers.size]
+    seen: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(peers.size)}
+
+    def visit(owner, values, places):
+        assert torch.equal(values[:, 0].long() % 100, places % 1000)
+        seen[owner].append(places)
+        return values * 10**peers.rank, places[:, None].double()
+
+    home = circulate(peers, rows, block(peers.rank), visit, route=route, pieces=pieces)
+    nothing = circulate(peers, rows, block(peers.rank), lambda *_: (), route=route)
+    return {rank: torch.cat(x) for rank, x in seen.items()}, home, nothing
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_block_visits_everyone_and_sums_come_home(world, route):
+    for pieces in (1, 3):
+        found = processes().run(world, circulated, route, pieces)
+        for rank, (seen, home, nothing) in enumerate(found):
+            assert nothing == ()
+            for owner, places in seen.items():
+                assert torch.equal(places, block(owner)[1])  # once, in order, whoever's
+            values, places = block(rank)
+            assert torch.equal(home[0], values * sum(10**r for r in range(world)))
+            assert torch.equal(home[1], world * places[:, None].double())
+
+
+def merged(route: str):
+    peers = Peers(None, "test")
+
+    def keep_larger(largest, other):
+        torch.maximum(largest, other, out=largest)
+
+    def visit(owner, values, _):
+        return (values + (owner * 7 + peers.rank * 3) % 5,)
+
+    return circulate(
+        peers, ROWS[: peers.size], block(peers.rank), visit, route=route, merge=keep_larger
+    )
+
+
+def test_merges_need_not_be_sums():
+    for route in ("bidir", "shift", "gather"):
+        for rank, (home,) in enumerate(processes().run(4, merged, route)):
+            most = max((rank * 7 + r * 3) % 5 for r in range(4))
+            assert torch.equal(home, block(rank)[0] + most)
+
+
+def gathered(with_gradient: bool):
+    x = block(dist.get_rank())[0].requires_grad_(with_gradient)
+    out = tw.distributed.gather(x)
+    if with_gradient:
+        (out.square().sum() * (dist.get_rank() + 1)).backward()
+    return out.detach(), x.grad
+
+
+def test_gather():
+    everything = torch.cat([block(rank)[0] for rank in range(4)])
+    for rank, (out, grad) in enumerate(processes().run(4, gathered, True)):
+        assert torch.equal(out, everything)
+        torch.testing.assert_close(grad, 2 * block(rank)[0] * (1 + 2 + 3 + 4))
+    assert all(torch.equal(x, everything) for x, _ in processes().run(4, gathered, False))
+
+
+def other_shape():
+    tw.distributed.gather(torch.ones(2, 3 + dist.get_rank()))
+
+
+def test_gather_names_what_differs():
+    with pytest.raises(Failed, match="gather: shape beyond the rows: .*got .3,. in rank 0 and"):
+        processes().run(2, other_shape)
+
+
+def late(seconds: float):
+    """In a process: what it is told when another one does not come."""
+    if dist.get_rank() == 1:
+        import time
+
+        time.sleep(seconds)
+        return ""
+    try:
+        tw.distributed.gather(torch.ones(3))
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_late_process_is_named():
+    found = processes().run(3, late, 2.0, group=1)
+    for rank in (0, 2):
+        assert f"tilewise.distributed.gather: rank {rank} lost rank" in found[rank]
+        assert "process group" in found[rank] and "(3 processes)" in found[rank]
+    assert any("lost rank 1" in x for x in found)
+
+
+def test_needs_a_group():
+    with pytest.raises(RuntimeError, match="gather: expected an initialised process group"):
+        tw.distributed.gather(torch.ones(3))
