@@ -107,13 +107,29 @@ class Peers:
         return [bytes(row).decode(errors="ignore").rstrip(" ") for row in table.tolist()]
 
     def lost(self, ranks: Sequence[int], error: Exception) -> RuntimeError:
-        """The error of a process that waits for others in vain."""
-        names = ", ".join(str(rank) for rank in sorted(set(ranks)))
+        """The error of a process that waits for others in vain.
+
+        It names those whose connections are closed, or else those who were waited for: they may be
+        alive, and wait for a dead one themselves.
+        """
+        names = ", ".join(str(rank) for rank in self._closed() or sorted(set(ranks)))
         name = getattr(self.group, "group_desc", "") or getattr(self.group, "group_name", "")
         return RuntimeError(
             f"{self.user}: rank {self.rank} lost rank {names} of process group {name!r} "
             f"({self.size} processes) in an exchange: {error}"
         )
+
+    def _closed(self) -> list[int]:
+        """Whose connections are closed, where the engine tells: gloo refuses to use them."""
+        closed = []
+        if "cpu:gloo" in dist.get_backend_config(self.group):
+            for rank in range(self.size):
+                try:
+                    if rank != self.rank:  # nothing is waited for
+                        dist.irecv(torch.empty(1), group=self.group, group_src=rank)
+                except RuntimeError as error:
+                    closed += [rank] if "by peer" in str(error) else []
+        return closed
 
 
 class Transfer:
