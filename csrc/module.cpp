@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd.h"
 #include "common/registration.h"
 #include "cpu/matmul.h"
 #include "cpu/simd/capability.h"
@@ -61,5 +62,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of tilewise: importing it registers the C++ operators.";
   m.def("random_words", &tilewise::random_words, py::arg("seed"), py::arg("row"), py::arg("cols"),
         py::arg("op"), "The first words of a row of the random stream, as the kernels make them.");
+  m.def("register_loss", &tilewise::register_loss, py::arg("name"), py::arg("places"),
+        py::arg("flags"), "Registers the autograd formula of a loss; see csrc/autograd.h.");
   m.def("build_info", &tilewise::build_info, "How this extension was built and what it uses.");
 }

@@ -12,6 +12,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from tilewise import _extension
 from tilewise.reference._precision import accumulate_dtype
 
 _library = torch.library.Library("tilewise", "FRAGMENT")
@@ -37,10 +38,14 @@ def register(
     """
     define(name, schema, fake, module=name)
     for library in (_library, _triton_library):
-        torch.library.register_autograd(
-            f"{library.ns}::{name}", backward, lib=library,
-            setup_context=_with_namespace(getattr(torch.ops, library.ns), setup_context),
-        )
+        _register_autograd(library, name, setup_context, backward)
+
+
+def _register_autograd(library, name: str, setup_context: Callable, backward: Callable) -> None:
+    torch.library.register_autograd(
+        f"{library.ns}::{name}", backward, lib=library,
+        setup_context=_with_namespace(getattr(torch.ops, library.ns), setup_context),
+    )
 
 
 def _with_namespace(namespace, setup_context: Callable) -> Callable:
@@ -105,7 +110,12 @@ def register_loss(name: str, schema: str, differentiable: Sequence[str]) -> None
             result[i] = value
         return tuple(result)
 
-    register(name, schema, fake, setup_context, backward)
+    define(name, schema, fake, module=name)
+    _register_autograd(_triton_library, name, setup_context, backward)
+    if _extension.module:
+        _extension.module.register_loss(name, places, flags)
+    else:
+        _register_autograd(_library, name, setup_context, backward)
 
 
 def _scale_gradients(grad: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
