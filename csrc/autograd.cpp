@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -142,6 +143,129 @@ class LossKernel : public c10::OperatorKernel {
   const std::vector<int64_t> places_, flags_;
 };
 
+// Of an op whose gradients are made in the backward pass.
+class Formula {
+ public:
+  Formula(const std::string& name, const std::vector<Source::Places>& sources,
+          std::vector<int64_t> targets, bool kernel)
+      : sources(sources.begin(), sources.end()),
+        targets(std::move(targets)),
+        differentiable_(find(name + "_formula")),
+        kernel_(kernel ? find(name + "_backward") : differentiable_),
+        index_(static_cast<int64_t>(all().size())) {
+    all().push_back(this);
+  }
+
+  const std::vector<Source> sources;
+  const std::vector<int64_t> targets;
+
+  // What a Derivative keeps is found again by a number, which compiled autograd can hold as well.
+  int64_t index() const { return index_; }
+  static const Formula& of(int64_t index) { return *all()[index]; }
+
+  void run(Stack* stack) const {
+    if (at::GradMode::is_enabled()) return differentiable_.callBoxed(stack);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    kernel_.callBoxed(stack);
+  }
+
+ private:
+  static c10::OperatorHandle find(const std::string& name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(("tilewise::" + name).c_str(), "");
+  }
+  static std::vector<const Formula*>& all() {
+    static std::vector<const Formula*> list;
+    return list;
+  }
+
+  const c10::OperatorHandle differentiable_, kernel_;
+  const int64_t index_;
+};
+
+// What the forward pass keeps for one argument of the backward pass; nothing for the others.
+c10::IValue kept(const Source& source, c10::ArrayRef<c10::IValue> inputs,
+                 c10::ArrayRef<c10::IValue> outputs) {
+  if (source.input && (!source.flag || inputs[*source.flag].toBool())) return inputs[*source.input];
+  return source.output ? outputs[*source.output] : c10::IValue();
+}
+
+struct Derivative : Function<Derivative> {
+  static constexpr bool is_traceable = true;
+
+  // inputs: those of `targets`. Integers among the results are no matter to autograd.
+  static variable_list forward(AutogradContext* ctx, const at::TensorList&, const Call& call,
+                               const Formula& formula) {
+    const std::vector<c10::IValue> inputs = call.arguments().vec();
+    call.below_autograd();
+    variable_list saved, results;
+    ctx->saved_data["formula"] = formula.index();
+    for (size_t i = 0; i < formula.sources.size(); ++i) {
+      c10::IValue value = kept(formula.sources[i], inputs, call.results());
+      if (value.isTensor()) {
+        saved.push_back(value.toTensor());
+      } else {
+        saved.emplace_back();
+        if (!value.isNone()) ctx->saved_data[std::to_string(i)] = std::move(value);
+      }
+    }
+    ctx->save_for_backward(std::move(saved));
+    ctx->set_materialize_grads(false);
+    for (const c10::IValue& value : call.results()) results.push_back(value.toTensor());
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Formula& formula = Formula::of(ctx->saved_data["formula"].toInt());
+    const size_t count = formula.targets.size();
+    variable_list results(count + 2);  // nothing for the two other arguments
+    if (std::none_of(grads.begin(), grads.end(), [](const Tensor& x) { return x.defined(); })) {
+      return results;
+    }
+    const variable_list saved = ctx->get_saved_variables();  // checkpointing lets it be read once
+    Stack stack;
+    for (size_t i = 0; i < formula.sources.size(); ++i) {
+      stack.push_back(argument(ctx, formula, i, grads, saved[i]));
+    }
+    formula.run(&stack);
+    for (size_t i = 0; i < count; ++i) {
+      if (ctx->needs_input_grad(i)) results[i] = stack[i].toTensor();
+    }
+    return results;
+  }
+
+  static c10::IValue argument(AutogradContext* ctx, const Formula& formula, size_t i,
+                              const variable_list& grads, const Tensor& saved) {
+    const Source& source = formula.sources[i];
+    const auto tensor = [](const Tensor& x) {
+      return x.defined() ? c10::IValue(x) : c10::IValue();
+    };
+    if (source.gradient) return tensor(grads[*source.gradient]);
+    if (!source.need) {
+      const auto rest = ctx->saved_data.find(std::to_string(i));
+      return rest == ctx->saved_data.end() ? tensor(saved) : rest->second;
+    }
+    const auto place = std::find(formula.targets.begin(), formula.targets.end(), *source.need);
+    return ctx->needs_input_grad(place - formula.targets.begin());
+  }
+};
+
+class FormulaKernel : public c10::OperatorKernel {
+ public:
+  explicit FormulaKernel(std::unique_ptr<const Formula> formula) : formula_(std::move(formula)) {}
+
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const Call call{op, keys, stack};
+    variable_list inputs;
+    for (const int64_t i : formula_->targets) inputs.push_back(call.arguments()[i].toTensor());
+    if (!records(inputs)) return call.below_autograd();
+    variable_list results = Derivative::apply(at::TensorList(inputs), call, *formula_);
+    for (size_t i = 0; i < results.size(); ++i) call.result(i) = std::move(results[i]);
+  }
+
+ private:
+  const std::unique_ptr<const Formula> formula_;
+};
+
 torch::Library& library() {
   static torch::Library library(torch::Library::IMPL, "tilewise", c10::DispatchKey::Autograd,
                                 __FILE__, __LINE__);
@@ -155,6 +279,13 @@ void register_loss(const std::string& name, std::vector<int64_t> places,
   library().impl(name.c_str(),
                  torch::CppFunction::makeFromBoxedFunctor(
                      std::make_unique<LossKernel>(std::move(places), std::move(flags))));
+}
+
+void register_formula(const std::string& name, const std::vector<Source::Places>& sources,
+                      std::vector<int64_t> targets, bool kernel) {
+  auto formula = std::make_unique<const Formula>(name, sources, std::move(targets), kernel);
+  library().impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(
+                                   std::make_unique<FormulaKernel>(std::move(formula))));
 }
 
 }  // namespace tilewise

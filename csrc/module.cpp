@@ -64,5 +64,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("op"), "The first words of a row of the random stream, as the kernels make them.");
   m.def("register_loss", &tilewise::register_loss, py::arg("name"), py::arg("places"),
         py::arg("flags"), "Registers the autograd formula of a loss; see csrc/autograd.h.");
+  m.def("register_formula", &tilewise::register_formula, py::arg("name"), py::arg("sources"),
+        py::arg("targets"), py::arg("kernel"), "The same of another op.");
   m.def("build_info", &tilewise::build_info, "How this extension was built and what it uses.");
 }

@@ -52,6 +52,8 @@ def _wanted(device: torch.device) -> str:
 
 def choose(device: torch.device, *dtypes: torch.dtype) -> str:
     """The backend that serves a call: the forced one, else the fastest there is."""
+    if _forced == "auto" and not _extension.why_missing and device.type == "cpu":
+        return "cpu"  # the usual case, at once
     name = _wanted(device)
     reason = why_not(name, device)
     if name == "triton" and torch.float64 in dtypes:
@@ -79,8 +81,10 @@ def operator(name: str, device: torch.device, *dtypes: torch.dtype) -> Callable[
             f"tilewise.{name} does not support torch.func transforms (grad, vmap, jvp); "
             "call it under `with tilewise.backend('reference'):`"
         )
-    library = torch.ops.tilewise_triton if chosen == "triton" else torch.ops.tilewise
-    return getattr(library, name)
+    # On a GPU `tilewise` leads to Triton too, and has its autograd formula in C++.
+    interpreted = chosen == "triton" and device.type != "cuda"
+    library = torch.ops.tilewise_triton if interpreted else torch.ops.tilewise
+    return getattr(library, name).default
 
 
 def _warn_once(message: str) -> None:

@@ -48,6 +48,8 @@ def between(name: str, value: float, low: float, high: float) -> float:
 def scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A 0-d tensor of a floating dtype; what float32 can't hold is infinite."""
     if isinstance(value, Tensor):
+        if value.dtype == dtype and value.device == device and value.dim() == 0:
+            return value
         if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
                 f"{name}: expected one real element, got {value.dtype} {tuple(value.shape)}"

@@ -1,4 +1,7 @@
-"""What every op's registration promises torch: its own checks, and results that share no memory."""
+"""What every op's registration promises torch: its own checks, and results that share no memory.
+
+And that C++ and Python make the same formula of one description.
+"""
 
 import itertools
 
@@ -8,6 +11,7 @@ import torch
 from tests.common import random_cases as cases
 from tests.common.contrastive_cases import DEVICE
 from tests.common.random_cases import OPERATORS, kernels
+from tilewise.ops import _register
 
 backend = pytest.fixture(cases.serve)
 
@@ -79,3 +83,62 @@ def test_outputs_share_no_memory(backend, number):
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         used = storages(outputs)
         assert len(set(used)) == len(used) and set(used).isdisjoint(storages(inputs)), needs
+
+
+@pytest.fixture(scope="module")
+def in_python():
+    """The ops as they are registered where there is no extension, over this device's kernels."""
+    with torch.library._scoped_library("tilewise_in_python", "DEF") as library:
+        for op in [*_register.formulas, "gaussian_sample_backward", "gumbel_softmax_backward"]:
+            kernel = getattr(torch.ops.tilewise, op).default
+            library.define(str(kernel._schema).removeprefix("tilewise::"))
+            library.impl(op, kernel, "CompositeExplicitAutograd")
+            if op in _register.formulas:
+                _register._register_autograd(library, op)
+        yield torch.ops.tilewise_in_python
+
+
+def derivatives(operator, arguments: tuple, twice: bool) -> list[torch.Tensor | None]:
+    """Gradients by all inputs; their own gradients too, by inputs and incoming gradients."""
+    leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+    outputs = operator(*arguments)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    ends = [x for x in outputs if x.requires_grad and x.numel()]
+    if not ends:
+        return []
+    grads = [cases.normal(*x.shape).to(x.dtype).requires_grad_(twice) for x in ends]
+    first = torch.autograd.grad(ends, leaves, grads, create_graph=twice, allow_unused=True)
+    assert all(x is None or x.dtype == leaf.dtype for x, leaf in zip(first, leaves, strict=True))
+    if not twice:
+        return [*first]
+    ends = [x for x in first if x is not None and x.requires_grad]
+    again = [cases.normal(*x.shape, seed=1).to(x.dtype) for x in ends]
+    return [*first, *torch.autograd.grad(ends, [*leaves, *grads], again, allow_unused=True)]
+
+
+WITH_FORMULA = [i for i, (op, _) in enumerate(operands()) if op in _register.formulas]
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("number", WITH_FORMULA)
+def test_formulas_of_both_languages_agree(in_python, number, twice):
+    op, arguments = operands()[number]
+    both = [getattr(ops, op).default for ops in (torch.ops.tilewise, in_python)]
+    if twice and op.endswith("_loss"):
+        for operator in both:
+            with pytest.raises(RuntimeError, match="second derivatives.*'reference'"):
+                derivatives(operator, arguments, twice)
+        return
+    of_cpp, of_python = (derivatives(operator, arguments, twice) for operator in both)
+    for ours, theirs in zip(of_cpp, of_python, strict=True):
+        assert ours is theirs if ours is None else torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("number", WITH_FORMULA)
+def test_formulas_are_of_different_languages(in_python, number):
+    op, arguments = operands()[number]
+    for ops, kind in ((torch.ops.tilewise, "CppNode"), (in_python, "GeneratedBackward")):
+        outputs = getattr(ops, op).default(*arguments)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        nodes = {x.grad_fn.name() for x in outputs if x.requires_grad}
+        assert len(nodes) == 1 and kind in nodes.pop()

@@ -12,9 +12,10 @@ from tilewise.reference._precision import accumulate_dtype
 
 __all__ = [
     "autocast", "check_between", "check_floating", "check_ids", "dimension", "features", "integer",
-    "matches", "row_mask", "row_offset", "scalar", "seed",
+    "matches", "needs", "row_mask", "row_offset", "scalar", "seed",
 ]
 
+FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 NOWHERE = 2**62  # an offset beyond all columns, where a kernel's 64 bits do not overflow
 
 
@@ -22,7 +23,7 @@ def check_floating(name: str, x: Tensor) -> None:
     """A tensor of float16, bfloat16, float32 or float64."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if not x.is_floating_point() or x.element_size() < 2:
+    if x.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
@@ -31,14 +32,32 @@ def features(**features: Tensor) -> tuple[Tensor, ...]:
 
     After that, all must have the first one's dtype.
     """
+    first, *others = features.values()
+    if _fit(first, others):
+        return first, *others
     for name, x in features.items():
         check_floating(name, x)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected shape (rows, D), got {tuple(x.shape)}")
-    first, *others = zip(features, autocast(*features.values()), strict=True)
-    for other in others:
-        check_like(*other, *first)
-    return first[1], *(x for _, x in others)
+    like, *rest = zip(features, autocast(*features.values()), strict=True)
+    for other in rest:
+        check_like(*other, *like)
+    return like[1], *(x for _, x in rest)
+
+
+def _fit(first: Tensor, others: list[Tensor]) -> bool:
+    """Whether features can be taken as they are: the usual call, found out cheaply."""
+    if not isinstance(first, Tensor) or first.dtype not in FLOATING or first.dim() != 2:
+        return False
+    dtype, device, columns = first.dtype, first.device, first.shape[1]
+    if _casts(device.type):
+        return False
+    for x in others:
+        if not isinstance(x, Tensor) or x.dtype != dtype or x.device != device:
+            return False
+        if x.dim() != 2 or x.shape[1] != columns:
+            return False
+    return True
 
 
 def check_like(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -56,12 +75,23 @@ def check_like(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 def autocast(*tensors):
     """Casts as autocast casts the operands of a matrix product; float64 and None stay."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _casts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors
     )
+
+
+def _casts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def needs(*inputs: Tensor | None) -> list[bool]:
+    """Which of the inputs a gradient is needed of."""
+    if not torch.is_grad_enabled():
+        return [False] * len(inputs)
+    return [x is not None and x.requires_grad for x in inputs]
 
 
 def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:

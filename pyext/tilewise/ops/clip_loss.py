@@ -1,6 +1,5 @@
 """CLIP's contrastive softmax loss, tile by tile."""
 
-import torch
 from torch import Tensor
 
 from tilewise import _backend, reference
@@ -67,7 +66,7 @@ def clip_loss(
         return reference.clip_loss(
             image, text, scale, positives=positives, label_smoothing=label_smoothing
         )
-    needs = [torch.is_grad_enabled() and x.requires_grad for x in (image, text, scale)]
+    needs = _arguments.needs(image, text, scale)
     return op(
         image, text, scale, offset, image_ids, text_ids, float(label_smoothing), *needs
     )[0]

@@ -71,29 +71,17 @@ def _fake(x, index, num_codes):
     return index.new_empty(h, num_codes), x.new_empty(h, num_codes, d, dtype=dtype)
 
 
-def _setup_context(ctx, inputs, output):
-    x, index, _ = inputs
-    ctx.mark_non_differentiable(output[0])
-    ctx.set_materialize_grads(False)
-    ctx.dtype = x.dtype
-    ctx.save_for_backward(index)
-
-
-def _backward(ctx, _, grad):
-    if grad is None:
-        return None, None, None
-    index, = ctx.saved_tensors
-    out = (index < 0) | (index >= grad.shape[1])  # the latter on a GPU, which does not raise
-    grad = F.pad(grad, (0, 0, 0, 1))  # one more code, for these
-    head = torch.arange(grad.shape[0], device=grad.device)[:, None]
-    d_x = grad[head, index.masked_fill(out, grad.shape[1] - 1)]  # (H, N, D)
-    return d_x.to(ctx.dtype), None, None
+def _gradient(ops, d_sums, index):
+    out = (index < 0) | (index >= d_sums.shape[1])  # the latter on a GPU, which does not raise
+    padded = F.pad(d_sums, (0, 0, 0, 1))  # one more code, for these
+    head = torch.arange(padded.shape[0], device=padded.device)[:, None]
+    return padded[head, index.masked_fill(out, d_sums.shape[1])]  # (H, N, D); autograd rounds it
 
 
 register(
     "code_sums",
     "(Tensor x, Tensor index, SymInt num_codes) -> (Tensor counts, Tensor sums)",
     _fake,
-    _setup_context,
-    _backward,
+    "(Tensor d_sums, Tensor index) -> (Tensor d_x)",
+    _gradient,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
-from tilewise.ops._register import define, register
+from tilewise.ops._register import register
 from tilewise.reference._precision import accumulate_dtype
 from tilewise.reference.gaussian_sample import GaussianSample
 
@@ -105,41 +105,21 @@ def _fake(mean, logvar, seed, row_offset, low, high):
     )
 
 
-def _setup_context(ctx, inputs, output):
-    mean, logvar, seed, ctx.row_offset, *ctx.range = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(mean, logvar, seed)
-
-
-def _backward(ctx, d_z, d_kl):
-    nothing = (None,) * 4
-    if d_z is None and d_kl is None:
-        return None, None, *nothing
-    mean, logvar, seed = ctx.saved_tensors
-    if torch.is_grad_enabled():  # somebody will differentiate this
-        zero = torch.zeros_like(mean, memory_format=torch.contiguous_format)
-        noise, _ = ctx.namespace.gaussian_sample(
-            zero, zero, seed, ctx.row_offset, -math.inf, math.inf
-        )
-        return *_gradients(d_z, d_kl, mean, logvar, noise, ctx.range), *nothing
-    return *ctx.namespace.gaussian_sample_backward(
-        d_z, d_kl, mean, logvar, seed, ctx.row_offset, *ctx.range
-    ), *nothing
-
-
-def _gradients(d_z, d_kl, mean, logvar, noise, bounds):
+def _gradients(ops, d_z, d_kl, mean, logvar, seed, row_offset, low, high):
     """The gradients by mean and logvar, of differentiable operations."""
     wide = accumulate_dtype(mean)
-    m, v = mean.to(wide), logvar.to(wide).clamp(*bounds)
+    m, v = mean.to(wide), logvar.to(wide).clamp(low, high)
     d_mean, d_logvar = torch.zeros_like(m), torch.zeros_like(m)
     if d_z is not None:
+        zero = torch.zeros_like(mean, memory_format=torch.contiguous_format)
+        noise, _ = ops.gaussian_sample(zero, zero, seed, row_offset, -math.inf, math.inf)
         d_mean = d_mean + d_z
         d_logvar = d_logvar + d_z * noise * torch.exp(v / 2) / 2
     if d_kl is not None:
         d_kl = d_kl.view(-1, *(1,) * (mean.dim() - 1))
         d_mean = d_mean + d_kl * m
         d_logvar = d_logvar + d_kl * torch.expm1(v) / 2
-    outside = (logvar < bounds[0]) | (logvar > bounds[1])
+    outside = (logvar < low) | (logvar > high)
     return d_mean.to(mean.dtype), d_logvar.masked_fill(outside, 0.0).to(mean.dtype)
 
 
@@ -153,13 +133,8 @@ register(
     "(Tensor mean, Tensor logvar, Tensor seed, SymInt row_offset, float low, float high) "
     "-> (Tensor z, Tensor kl)",
     _fake,
-    _setup_context,
-    _backward,
-)
-define(
-    "gaussian_sample_backward",
     "(Tensor? d_z, Tensor? d_kl, Tensor mean, Tensor logvar, Tensor seed, SymInt row_offset, "
     "float low, float high) -> (Tensor d_mean, Tensor d_logvar)",
+    _gradients,
     _fake_backward,
-    module="gaussian_sample",
 )

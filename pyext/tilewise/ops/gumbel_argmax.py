@@ -84,24 +84,10 @@ def _fake(logits, seed, row_offset, dim, k, log_prob):
     )
 
 
-def _setup_context(ctx, inputs, output):
-    logits, _, _, ctx.dim, _, log_prob = inputs
-    index, _ = output
-    ctx.mark_non_differentiable(index)
-    ctx.set_materialize_grads(False)
-    if log_prob:
-        ctx.save_for_backward(logits, index)
-
-
-def _backward(ctx, _, grad):
-    nothing = (None,) * 5
-    saved = ctx.saved_tensors  # checkpointing lets them be read once
-    if grad is None or not saved:
-        return None, *nothing
-    logits, index = saved
-    probabilities = torch.softmax(logits.to(grad.dtype), ctx.dim)
-    d_logits = -grad.sum(ctx.dim, keepdim=True) * probabilities
-    return d_logits.scatter_add(ctx.dim, index, grad).to(logits.dtype), *nothing
+def _gradient(ops, d_log_prob, logits, index, dim):
+    probabilities = torch.softmax(logits.to(d_log_prob.dtype), dim)
+    d_logits = -d_log_prob.sum(dim, keepdim=True) * probabilities
+    return d_logits.scatter_add(dim, index, d_log_prob).to(logits.dtype)
 
 
 register(
@@ -109,6 +95,6 @@ register(
     "(Tensor logits, Tensor seed, SymInt row_offset, int dim, int k, bool log_prob) "
     "-> (Tensor index, Tensor log_prob)",
     _fake,
-    _setup_context,
-    _backward,
+    "(Tensor d_log_prob, Tensor logits, Tensor index, int dim) -> (Tensor d_logits)",
+    _gradient,
 )

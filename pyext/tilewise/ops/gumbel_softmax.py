@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
-from tilewise.ops._register import define, register
+from tilewise.ops._register import register
 
 
 def gumbel_softmax(
@@ -80,28 +80,10 @@ def _fake(logits, tau, seed, row_offset, dim, hard):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output):
-    logits, tau, seed, ctx.row_offset, ctx.dim, ctx.hard = inputs
-    ctx.set_materialize_grads(False)
-    # The relaxed sample is what its user keeps anyway; the one-hot one does not tell its gradient.
-    ctx.save_for_backward(logits if ctx.hard else output, tau, seed)
-
-
-def _backward(ctx, grad):
-    nothing = (None,) * 4
-    if grad is None:
-        return None, None, *nothing
-    y_or_logits, tau, seed = ctx.saved_tensors
-    need_logits, need_tau, *_ = ctx.needs_input_grad
-    if torch.is_grad_enabled():  # somebody will differentiate this
-        y = y_or_logits
-        if ctx.hard:
-            y = ctx.namespace.gumbel_softmax(y_or_logits, tau, seed, ctx.row_offset, ctx.dim, False)
-        return *relaxed_gradients(grad, y, tau, ctx.dim), *nothing
-    d_logits, d_tau = ctx.namespace.gumbel_softmax_backward(
-        grad, y_or_logits, tau, seed, ctx.row_offset, ctx.dim, ctx.hard, need_tau
-    )
-    return d_logits if need_logits else None, d_tau.view(tau.shape) if need_tau else None, *nothing
+def _gradients(ops, grad, saved, tau, seed, row_offset, dim, hard, need_tau):
+    """The gradients by logits and tau, of differentiable operations."""
+    y = ops.gumbel_softmax(saved, tau, seed, row_offset, dim, False) if hard else saved
+    return relaxed_gradients(grad, y, tau, dim)
 
 
 def relaxed_gradients(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -126,13 +108,10 @@ register(
     "gumbel_softmax",
     "(Tensor logits, Tensor tau, Tensor seed, SymInt row_offset, int dim, bool hard) -> Tensor",
     _fake,
-    _setup_context,
-    _backward,
-)
-define(
-    "gumbel_softmax_backward",
     "(Tensor grad, Tensor saved, Tensor tau, Tensor seed, SymInt row_offset, int dim, bool hard, "
     "bool need_tau) -> (Tensor d_logits, Tensor d_tau)",
+    _gradients,
     _fake_backward,
-    module="gumbel_softmax",
+    # The relaxed sample is what its user keeps anyway; the one-hot one does not tell its gradient.
+    saved=("hard", "logits"),
 )

@@ -93,7 +93,7 @@ def itc_loss(
             query, keys, scale, positives=positives, queue=queue, teacher_query=teacher_query,
             alpha=part,
         )
-    needs = [torch.is_grad_enabled() and x.requires_grad for x in (query, scale)]
+    needs = _arguments.needs(query, scale)
     with torch.no_grad():
         groups = _groups(len(query), columns, query.device, *matches)
         matched, count = _matched(keys, queue, *groups)

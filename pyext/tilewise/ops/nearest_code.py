@@ -181,39 +181,24 @@ def _fake(x, codebook, metric, k, mask, packed):
     )
 
 
-def _setup_context(ctx, inputs, output):
-    x, codebook, metric, *_ = inputs
-    index, _ = output
-    ctx.mark_non_differentiable(index)
-    ctx.set_materialize_grads(False)
-    ctx.metric, ctx.dtype = metric, x.dtype
-    ctx.save_for_backward(x, codebook, index)
-
-
-def _backward(ctx, _, grad):
-    nothing = (None,) * 4
-    if grad is None:
-        return None, None, *nothing
-    x, codebook, index = ctx.saved_tensors
-    need_x, need_codebook, *_ = ctx.needs_input_grad
+def _gradients(ops, d_distance, x, codebook, index, metric, need_x, need_codebook):
     wide = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    x = x.to(wide).unsqueeze(2)  # (H, N, 1, D)
     head = torch.arange(len(codebook), device=x.device)[:, None, None]
     codes = codebook[head, index.clamp(min=0)].to(wide)  # (H, N, k, D)
     masked = index.unsqueeze(-1) < 0
-    grad = grad.to(wide).unsqueeze(-1)  # (H, N, k, 1)
-    d_rows, d_codes = _gradients(ctx.metric, x, codes, need_x, need_codebook)
+    grad = d_distance.to(wide).unsqueeze(-1)  # (H, N, k, 1)
+    d_rows, d_codes = _derivatives(metric, x.to(wide).unsqueeze(2), codes, need_x, need_codebook)
     d_x = d_codebook = None
     if d_rows is not None:
-        d_x = (grad * d_rows).masked_fill(masked, 0.0).sum(2).to(ctx.dtype)
+        d_x = (grad * d_rows).masked_fill(masked, 0.0).sum(2).to(x.dtype)
     if d_codes is not None:
         terms = (grad * d_codes).flatten(1, 2)  # (H, N * k, D)
         sums = code_sums(terms, index.flatten(1), codebook.shape[1], per_head=True).sums
         d_codebook = sums.to(codebook.dtype)
-    return d_x, d_codebook, *nothing
+    return d_x, d_codebook
 
 
-def _gradients(metric: str, x: Tensor, codes: Tensor, need_x: bool, need_codes: bool):
+def _derivatives(metric: str, x: Tensor, codes: Tensor, need_x: bool, need_codes: bool):
     """Derivatives of the distances by x and by the codes, (H, N, k, D); None if not needed."""
     if metric == "l2":
         difference = 2 * (x - codes)
@@ -236,8 +221,9 @@ register(
     "(Tensor x, Tensor codebook, str metric, int k, Tensor? mask, Tensor? packed) "
     "-> (Tensor index, Tensor distance)",
     _fake,
-    _setup_context,
-    _backward,
+    "(Tensor d_distance, Tensor x, Tensor codebook, Tensor index, str metric, bool need_x, "
+    "bool need_codebook) -> (Tensor d_x, Tensor d_codebook)",
+    _gradients,
 )
 define(
     "pack_codebook",

@@ -1,6 +1,5 @@
 """The sigmoid loss of SigLIP, tile by tile."""
 
-import torch
 from torch import Tensor
 
 from tilewise import _backend, reference
@@ -62,10 +61,7 @@ def sigmoid_loss(
     op = _backend.operator("sigmoid_loss", image.device, image.dtype)
     if op is None:
         return reference.sigmoid_loss(image, text, scale, bias, positives=positives)
-    needs = [
-        torch.is_grad_enabled() and x is not None and x.requires_grad
-        for x in (image, text, scale, bias)
-    ]
+    needs = _arguments.needs(image, text, scale, bias)
     return op(image, text, scale, bias, offset, image_ids, text_ids, *needs)[0]
 
 

@@ -13,7 +13,7 @@ def exact_dtype(x: Tensor) -> torch.dtype:
 
 def accumulate_dtype(x: Tensor) -> torch.dtype:
     """float64 for float64, else float32: of sums, losses, probabilities and temperatures."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
