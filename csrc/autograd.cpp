@@ -2,8 +2,6 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -45,43 +43,16 @@ bool records(const variable_list& inputs) {
   return at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(inputs);
 }
 
-// grad * gradients[i] in the dtype and shape of inputs[i], rounded once.
+// By an op, whose own formula a second differentiation meets, and which says that there is none.
 variable_list scaled(const Tensor& grad, at::TensorList gradients, at::TensorList inputs) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("tilewise::scale_gradients", "")
+          .typed<std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList)>();
+  if (at::GradMode::is_enabled()) return op.call(grad, gradients, inputs);
   const at::AutoDispatchBelowADInplaceOrView guard;
-  variable_list results;
-  results.reserve(inputs.size());
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Tensor& input = inputs[i];
-    Tensor value;
-    if (gradients[i].scalar_type() == input.scalar_type()) {
-      value = at::mul(gradients[i], grad);
-    } else {
-      value = at::empty_symint(gradients[i].sym_sizes(), input.options());
-      at::mul_out(value, gradients[i], grad);
-    }
-    if (value.sym_sizes() != input.sym_sizes()) value = value.view_symint(input.sym_sizes());
-    results.push_back(std::move(value));
-  }
-  return results;
+  return op.call(grad, gradients, inputs);
 }
-
-// The same for a second differentiation to meet: to that, the gradients would be constants, and its
-// result silently wrong. The inputs are arguments, so that what it looks for lies beyond.
-struct Scaled : Function<Scaled> {
-  static constexpr bool is_traceable = true;
-
-  static variable_list forward(AutogradContext*, const Tensor& grad,
-                               const at::TensorList& gradients, const at::TensorList& inputs) {
-    return scaled(grad, gradients, inputs);
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK(false,
-                "tilewise computes this loss's gradients in the forward pass and cannot "
-                "differentiate them again; for second derivatives call it under `with "
-                "tilewise.backend('reference'):`");
-  }
-};
 
 struct Loss : Function<Loss> {
   static constexpr bool is_traceable = true;
@@ -111,9 +82,7 @@ struct Loss : Function<Loss> {
       gradients.push_back(saved[i]);
       inputs.push_back(saved[count + i]);
     }
-    const at::TensorList scales(gradients), of(inputs);
-    const variable_list values = at::GradMode::is_enabled() ? Scaled::apply(grads[0], scales, of)
-                                                            : scaled(grads[0], scales, of);
+    const variable_list values = scaled(grads[0], gradients, inputs);
     for (size_t i = 0; i < wanted.size(); ++i) results[wanted[i]] = values[i];
     return results;
   }

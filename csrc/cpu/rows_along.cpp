@@ -60,8 +60,8 @@ class Staged {
 
   const void* load(int64_t first, int64_t count) {
     if (!x_.defined()) return nullptr;
+    if (direct_) return static_cast<const char*>(x_.const_data_ptr()) + offset(first);
     view_ = rows_of(x_, shape_, first, count);
-    if (direct_) return view_.const_data_ptr();
     stage(count);
     if (is_transposed(view_)) {
       copy_transposed(view_, view_.stride(1), staged_, staged_.stride(0), shape_.cols, count);
@@ -73,8 +73,8 @@ class Staged {
 
   // Where an output's rows are to be written; save() follows.
   void* target(int64_t first, int64_t count) {
+    if (direct_) return static_cast<char*>(x_.mutable_data_ptr()) + offset(first);
     view_ = rows_of(x_, shape_, first, count);
-    if (direct_) return view_.mutable_data_ptr();
     stage(count);
     return staged_.mutable_data_ptr();
   }
@@ -90,6 +90,8 @@ class Staged {
   }
 
  private:
+  int64_t offset(int64_t row) const { return row * shape_.cols * x_.element_size(); }
+
   void stage(int64_t count) {
     if (!space_.defined()) space_ = at::empty({size_, shape_.cols}, x_.options().dtype(type_));
     staged_ = space_.narrow(0, 0, count);

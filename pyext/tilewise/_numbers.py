@@ -63,7 +63,7 @@ def scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torch.d
         ) from None
     if dtype == torch.float32 and not torch.compiler.is_compiling() and abs(number) > _LARGEST:
         number = math.copysign(math.inf, number)
-    return torch.full((), number, dtype=dtype, device=device)  # waits for no GPU
+    return torch.scalar_tensor(number, dtype=dtype, device=device)  # waits for no GPU
 
 
 def version(x: Tensor) -> int | None:

@@ -84,7 +84,9 @@ def autocast(*tensors):
 
 
 def _casts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 def needs(*inputs: Tensor | None) -> list[bool]:

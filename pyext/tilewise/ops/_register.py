@@ -239,7 +239,8 @@ def _no_second_derivative(ctx, *grads):
 
 
 _library.define("scale_gradients(Tensor grad, Tensor[] gradients, Tensor[] inputs) -> Tensor[]")
-_library.impl("scale_gradients", _scale_gradients, "CompositeExplicitAutograd")
+if not _extension.module:
+    _library.impl("scale_gradients", _scale_gradients, "CompositeExplicitAutograd")
 torch.library.register_fake("tilewise::scale_gradients", _scale_gradients, lib=_library)
 torch.library.register_autograd(
     "tilewise::scale_gradients", _no_second_derivative, lib=_library
