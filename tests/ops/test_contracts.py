@@ -253,21 +253,6 @@ def test_inputs_are_left_alone(backend, op):
 
 
 @backends
-@by_op
-def test_backward_may_read_what_was_saved_once(backend, op):
-    """Activation checkpointing lets it; a graph that is retained lets it again."""
-    x = leaf()
-    value = SCALARS[op](x)
-    value.backward(retain_graph=True)
-    once, x.grad = x.grad, None
-    value.backward()
-    assert torch.equal(x.grad, once)
-    x.grad = None
-    torch.utils.checkpoint.checkpoint(SCALARS[op], x, use_reentrant=False).backward()
-    assert torch.equal(x.grad, once)
-
-
-@backends
 @pytest.mark.parametrize("op", ["code_sums", "gaussian_sample", "gumbel_argmax", "gumbel_softmax",
                                 "nearest_code"])
 def test_autocast_changes_nothing(backend, op):
