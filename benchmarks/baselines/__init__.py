@@ -13,8 +13,10 @@ from benchmarks.baselines.codebooks import (
 from benchmarks.baselines.losses import (
     eager_clip_loss,
     eager_hard_negatives,
+    eager_info_nce,
     eager_itc_loss,
     eager_sigmoid_loss,
+    sentence_transformers_loss,
 )
 from benchmarks.baselines.peers import (
     compiled,
@@ -39,9 +41,10 @@ from benchmarks.baselines.samples import (
 __all__ = [
     "SOFTMAX", "addmm_nearest_code", "bincount_code_sums", "cdist_nearest_code", "compiled",
     "diffusers_gaussian_sample", "eager_clip_loss", "eager_gaussian_sample",
-    "eager_hard_negatives", "eager_itc_loss", "eager_sigmoid_loss", "faiss_nearest_code",
-    "gumbel_softmax", "index_add_code_sums", "installed", "lucidrains_gumbel_sample",
-    "lucidrains_quantizer", "multinomial", "one_hot_code_sums", "open_clip_clip_loss",
-    "open_clip_has_chunks", "open_clip_loss", "open_clip_sigmoid_loss", "relaxed_one_hot",
-    "scatter_add_code_sums", "siglip_kernel_sigmoid_loss", "sklearn_nearest_code",
+    "eager_hard_negatives", "eager_info_nce", "eager_itc_loss", "eager_sigmoid_loss",
+    "faiss_nearest_code", "gumbel_softmax", "index_add_code_sums", "installed",
+    "lucidrains_gumbel_sample", "lucidrains_quantizer", "multinomial", "one_hot_code_sums",
+    "open_clip_clip_loss", "open_clip_has_chunks", "open_clip_loss", "open_clip_sigmoid_loss",
+    "relaxed_one_hot", "scatter_add_code_sums", "sentence_transformers_loss",
+    "siglip_kernel_sigmoid_loss", "sklearn_nearest_code",
 ]  # fmt: skip

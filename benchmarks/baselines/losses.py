@@ -36,34 +36,59 @@ def eager_clip_loss(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """CLIP's loss in the inputs' own dtype, with a matrix of logits for each direction."""
-    forth = logit_scale * image_features @ text_features.T
-    back = logit_scale * text_features @ image_features.T
+    back = positives[::-1] if isinstance(positives, tuple) else positives and -positives
+    smoothing = {"label_smoothing": label_smoothing}
+    of_images = eager_info_nce(
+        image_features, text_features, logit_scale, positives=positives, **smoothing
+    )
+    of_texts = eager_info_nce(
+        text_features, image_features, logit_scale, positives=back, **smoothing
+    )
+    return (of_images + of_texts) / 2
 
-    def cross_entropy(logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+
+def eager_info_nce(
+    query: Tensor,
+    keys: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    positives: int | tuple[Tensor, Tensor] | None = 0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """InfoNCE in the inputs' own dtype, with its B x N matrix of logits."""
+    logits = logit_scale * query @ keys.T  # (B, N)
+
+    def cross_entropy(targets: Tensor, rows: Tensor) -> Tensor:
         if not rows.any():
             return 0 * logits.sum()
         return F.cross_entropy(logits[rows], targets[rows], label_smoothing=label_smoothing)
 
-    def of_offset(logits: Tensor, offset: int) -> Tensor:
-        if offset == 0 and len(logits) == logits.shape[1] > 0:  # as open_clip has it
-            labels = torch.arange(len(logits), device=logits.device)
-            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        labels = [i + offset for i in range(len(logits))]  # which may be huge
-        rows = torch.tensor([0 <= label < logits.shape[1] for label in labels], dtype=torch.bool)
-        kept = [label if 0 <= label < logits.shape[1] else 0 for label in labels]
-        labels = torch.tensor(kept, dtype=torch.long, device=logits.device)
-        return cross_entropy(logits, labels, rows.to(logits.device))
-
-    def of_pairs(logits: Tensor, pairs: Tensor) -> Tensor:
-        targets = pairs / pairs.sum(1, keepdim=True).clamp(min=1)
-        return cross_entropy(logits, targets.to(logits.dtype), pairs.any(1))
-
-    if isinstance(positives, tuple):
-        pairs = positives[0][:, None] == positives[1]  # (B, N)
-        return (of_pairs(forth, pairs) + of_pairs(back, pairs.T)) / 2
     if positives is None:
-        return 0 * (forth.sum() + back.sum())
-    return (of_offset(forth, positives) + of_offset(back, -positives)) / 2
+        return 0 * logits.sum()
+    if isinstance(positives, tuple):
+        pairs = positives[0][:, None] == positives[1]
+        targets = pairs / pairs.sum(1, keepdim=True).clamp(min=1)
+        return cross_entropy(targets.to(logits.dtype), pairs.any(1))
+    if positives == 0 and 0 < len(query) <= len(keys):  # as open_clip and sentence-transformers
+        labels = torch.arange(len(query), device=logits.device)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    labels = [i + positives for i in range(len(query))]  # which may be huge
+    rows = torch.tensor([0 <= label < len(keys) for label in labels], dtype=torch.bool)
+    kept = [label if 0 <= label < len(keys) else 0 for label in labels]
+    labels = torch.tensor(kept, dtype=torch.long, device=logits.device)
+    return cross_entropy(labels, rows.to(logits.device))
+
+
+def sentence_transformers_loss(
+    anchor: Tensor, columns: list[Tensor], scale: Tensor | float
+) -> Tensor:
+    """What its MultipleNegativesRankingLoss computes of embeddings: rows of any length, (B, D).
+
+    `columns`: the anchors' positives, then hard negatives; all are candidates of each anchor.
+    """
+    candidates = F.normalize(torch.cat(columns), dim=1)
+    scores = F.normalize(anchor, dim=1) @ candidates.T * scale
+    return F.cross_entropy(scores, torch.arange(len(anchor), device=anchor.device))
 
 
 def eager_itc_loss(

@@ -19,7 +19,7 @@ from tilewise import _extension
 NAMES = ("auto", "reference", "cpu", "triton")
 
 # Ops that multiply matrices of features, in bfloat16 where the CPU does.
-_PRODUCTS = ("clip_loss", "hard_negatives", "itc_loss", "sigmoid_loss")
+_PRODUCTS = ("clip_loss", "hard_negatives", "info_nce", "itc_loss", "sigmoid_loss")
 
 _forced = os.environ.get("TILEWISE_BACKEND", "auto")
 _has_triton = importlib.util.find_spec("triton") is not None  # looks, does not import

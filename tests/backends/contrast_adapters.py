@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -10,13 +10,26 @@ import torch
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks.baselines import eager_clip_loss, eager_itc_loss, eager_sigmoid_loss
+from benchmarks.baselines import (
+    eager_clip_loss,
+    eager_info_nce,
+    eager_itc_loss,
+    eager_sigmoid_loss,
+)
+from tests.common import cross_entropy_cases
 from tests.common.budget import assert_within_budget
 from tests.common.contrastive_cases import Case, ids, related, unrelated
-from tests.ops import test_clip_loss, test_itc_loss, test_sigmoid_loss
+from tests.ops import test_itc_loss, test_sigmoid_loss
 from tests.ops.test_itc_loss import Problem
 from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
-from tilewise.kernels import clip_loss, hard_negatives, itc_loss, sigmoid_loss
+from tilewise.kernels import (
+    _cross_entropy,
+    clip_loss,
+    hard_negatives,
+    info_nce,
+    itc_loss,
+    sigmoid_loss,
+)
 from tilewise.reference import _philox
 from tilewise.reference._matches import matches
 
@@ -110,7 +123,7 @@ SIGMOID = Contrast(
 )
 
 
-# clip_loss
+# clip_loss, info_nce
 
 @dataclass(frozen=True)
 class Smoothed(Case):
@@ -123,43 +136,64 @@ def make_smoothed(*sizes: int, **options) -> Smoothed:
 
 
 def run_clip(case: Smoothed, tensors, needs=(True,) * 3):
+    return _run_cross_entropy(clip_loss.clip_loss, case, tensors, needs)
+
+
+def run_info_nce(case: Smoothed, tensors, needs=(True,) * 3):
+    return _run_cross_entropy(info_nce.info_nce, case, tensors, needs)
+
+
+def _run_cross_entropy(kernel, case: Smoothed, tensors, needs):
     scale = torch.tensor(case.logit_scale)
-    return clip_loss.clip_loss(
-        *tensors.values(), scale, *operands(case.positives), case.smoothing, *needs
-    )
+    return kernel(*tensors.values(), scale, *operands(case.positives), case.smoothing, *needs)
+
+
+def query_and_keys(case: Case, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    return dict(zip(("query", "keys"), case.features(dtype), strict=True))
 
 
 def check_clip(case: Smoothed, dtype: torch.dtype):
-    tensors = features(case, dtype)
-    exact = [x.double() for x in tensors.values()]
-    outputs, smoothing = test_clip_loss.outputs, case.smoothing
-    truth = outputs(tw.reference.clip_loss, case, exact, torch.float64, smoothing)
-    names = ("loss", "d_image", "d_text", "d_scale")
-    ours = dict(zip(names, run_clip(case, tensors), strict=True))
-    ours = checked_gradients(ours, dtype, "d_image", "d_text")
-    eager = outputs(eager_clip_loss, case, tuple(tensors.values()), dtype, smoothing)
-    magnitudes = test_clip_loss.magnitudes(case, *exact, smoothing)
-    assert_within_budget(ours, eager, truth, magnitudes)
+    ours = run_clip(case, features(case, dtype))
+    _check_cross_entropy(ours, tw.reference.clip_loss, eager_clip_loss, case, dtype)
 
 
+def check_info_nce(case: Smoothed, dtype: torch.dtype):
+    ours = run_info_nce(case, query_and_keys(case, dtype))
+    sides = (cross_entropy_cases.ROWS,)
+    _check_cross_entropy(ours, tw.reference.info_nce, eager_info_nce, case, dtype, sides)
+
+
+def _check_cross_entropy(results, reference, eager, case: Smoothed, dtype, *sides):
+    pair, outputs, smoothing = case.features(dtype), cross_entropy_cases.outputs, case.smoothing
+    exact = [x.double() for x in pair]
+    truth = outputs(reference, case, exact, torch.float64, smoothing)
+    ours = checked_gradients(dict(zip(truth, results, strict=True)), dtype, "d_rows", "d_cols")
+    magnitudes = cross_entropy_cases.magnitudes(case, *exact, smoothing, *sides)
+    assert_within_budget(ours, outputs(eager, case, pair, dtype, smoothing), truth, magnitudes)
+
+
+SMOOTHED_CHUNKS = [
+    Smoothed("chunks", related(80, 70, 20)),
+    Smoothed("chunks-aligned", related(64, 96, 16)),
+    Smoothed("chunks-offset", related(70, 100, 20), positives=37, smoothing=0.0),
+    Smoothed("chunks-negative-offset", related(100, 70, 20), positives=-51),
+    Smoothed("chunks-ids", related(90, 70, 20), positives=ids(90, 70, 60), smoothing=0.0),
+    Smoothed("chunks-scale-100", unrelated(70, 60, 20), logit_scale=100.0, smoothing=0.0),
+    Smoothed("chunks-scale-minus-100", unrelated(70, 60, 20), logit_scale=-100.0),
+]
 CLIP = Contrast(
     op="clip_loss", make=make_smoothed, tensors=features, run=run_clip, check=check_clip,
-    chunked=[
-        Smoothed("chunks", related(80, 70, 20)),
-        Smoothed("chunks-aligned", related(64, 96, 16)),
-        Smoothed("chunks-offset", related(70, 100, 20), positives=37, smoothing=0.0),
-        Smoothed("chunks-negative-offset", related(100, 70, 20), positives=-51),
-        Smoothed("chunks-ids", related(90, 70, 20), positives=ids(90, 70, 60), smoothing=0.0),
-        Smoothed("chunks-scale-100", unrelated(70, 60, 20), logit_scale=100.0, smoothing=0.0),
-        Smoothed("chunks-scale-minus-100", unrelated(70, 60, 20), logit_scale=-100.0),
-    ],
-    small={"CHUNK_COLS": 48, "CHUNK_BYTES": 64 * 64 * 2},
+    chunked=SMOOTHED_CHUNKS, small={"CHUNK_COLS": 48, "CHUNK_BYTES": 64 * 64 * 2},
     outputs={
-        clip_loss.clip_sums_tile: ["row_parts_ptr", "col_parts_ptr", "sums_ptr"],
-        clip_loss.clip_gradient_tile: ["grad_ptr", "sums_ptr"],
+        _cross_entropy.cross_entropy_sums_tile: ["row_parts_ptr", "col_parts_ptr", "sums_ptr"],
+        _cross_entropy.cross_entropy_gradient_tile: ["grad_ptr", "sums_ptr"],
     },
     workspace={"grad_ptr": 8192, "row_parts_ptr": 1024},
-    gradients=3, offsets=(0, -40, 1000, -1000, 2**40, -(2**40)),
+    gradients=3, offsets=(0, -40, 1000, -1000, 2**40, -(2**40), None),
+)
+INFO_NCE = replace(
+    CLIP, op="info_nce", tensors=query_and_keys, run=run_info_nce, check=check_info_nce,
+    outputs=CLIP.outputs | {_cross_entropy.cross_entropy_sums_tile: ["row_parts_ptr", "sums_ptr"]},
 )
 
 
@@ -282,4 +316,4 @@ NEGATIVES = Contrast(
     offsets=(-40, 1000, -1000, 2**63 - 1, -(2**63)),
 )
 
-CONTRASTS = {contrast.op: contrast for contrast in (SIGMOID, CLIP, ITC, NEGATIVES)}
+CONTRASTS = {contrast.op: contrast for contrast in (SIGMOID, CLIP, INFO_NCE, ITC, NEGATIVES)}

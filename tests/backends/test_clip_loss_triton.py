@@ -6,10 +6,11 @@ import torch
 import tilewise as tw
 from tests.backends.contrast_adapters import CLIP, Smoothed, features
 from tests.common.contrastive_cases import related
-from tests.ops.test_clip_loss import outputs
+from tests.common.cross_entropy_cases import outputs
 from tests.triton_tools.checker import MemoryFault, checked
 from tilewise.kernels import _contrast
 from tilewise.kernels import clip_loss as kernels
+from tilewise.kernels._cross_entropy import CrossEntropy, Side
 
 
 def truth_of(case, tensors):
@@ -19,7 +20,8 @@ def truth_of(case, tensors):
 
 def test_checker_sees_a_workspace_without_room_for_whole_tiles():
     image, text = features(CLIP.make(33, 40, 16), torch.bfloat16).values()
-    clip = kernels.ClipLoss(image, text, torch.ones(()), 0, None, 0.0)
+    sides = [Side(torch.ones(n, dtype=torch.float64)) for n in (33, 40)]
+    clip = CrossEntropy(image, text, torch.ones(()), sides, False, kernels.TILES)
     chunk, = _contrast.chunks(clip.image, clip.text, 0, None, (33, 40))
     with pytest.raises(MemoryFault), checked(CLIP.outputs):
         clip.gradient(chunk, torch.empty(33, 40, dtype=torch.bfloat16))
@@ -38,7 +40,7 @@ def test_a_well_separated_pair_keeps_its_digits():
     case = Smoothed("", None, 100.5, smoothing=0.0)
     tensors = {"image": torch.tensor([[1.0, 0.9], [0.9, 1.0]]), "text": torch.eye(2)}
     _, d_image, *_ = CLIP.run(case, tensors)
-    assert (d_image / truth_of(case, tensors)["d_image"] - 1).abs().max() < 5e-3
+    assert (d_image / truth_of(case, tensors)["d_rows"] - 1).abs().max() < 5e-3
 
 
 def test_float16_gradients_of_large_batches_do_not_flush_to_zero():
@@ -46,7 +48,7 @@ def test_float16_gradients_of_large_batches_do_not_flush_to_zero():
     make = related(96, 96, 16, noise=0.0)
     case = Smoothed("tiny", make, logit_scale=14.0, smoothing=0.0)
     tensors = features(case, torch.float16)
-    truth = truth_of(case, tensors)["d_image"]
+    truth = truth_of(case, tensors)["d_rows"]
     assert (CLIP.run(case, tensors)[1].double() - truth).norm() < 1e-3 * truth.norm()
 
 

@@ -8,7 +8,7 @@ import torch
 import tilewise as tw
 
 EPS = {torch.float32: 2**-23, torch.float64: 2**-52}
-LOSSES = ["sigmoid_loss", "clip_loss", "itc_loss"]
+LOSSES = ["sigmoid_loss", "clip_loss", "info_nce", "itc_loss"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_float64_sums_of_equal_terms_are_exact():
     bias.grad = None
     tw.sigmoid_loss(zeros, zeros, 1.0, bias, positives=None).backward()
     assert roundings(bias.grad, rows / (1 + math.exp(-0.7))) <= 2
-    for loss in (tw.clip_loss, tw.itc_loss):
+    for loss in (tw.clip_loss, tw.info_nce, tw.itc_loss):
         assert roundings(loss(zeros, zeros, 1.0), math.log(rows)) <= 2
     ones = torch.ones(1, 65536, dtype=torch.float64)
     kl = tw.gaussian_sample(torch.zeros_like(ones), ones, seed=1)[1]
@@ -95,6 +95,7 @@ def lazy_calls():
     ids = torch.arange(40) % 7
     yield "sigmoid_loss", lambda c: tw.sigmoid_loss(c(a), c(b), 2.0, positives=(c(ids), c(ids)))
     yield "clip_loss", lambda c: tw.clip_loss(c(a), c(b), c(torch.tensor(2.0)))
+    yield "info_nce", lambda c: tw.info_nce(c(a), c(b), c(torch.tensor(2.0)))
     yield "itc_loss", lambda c: tw.itc_loss(c(a), c(b), 2.0, queue=c(b), teacher_query=c(a))
     yield "hard_negatives", lambda c: torch.stack(tw.hard_negatives(c(a), c(b), 2.0, seed=1))
     yield "nearest_code", lambda c: tw.nearest_code(c(a), c(b)).index

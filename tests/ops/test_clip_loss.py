@@ -9,62 +9,15 @@ from hypothesis import strategies as st
 import tilewise as tw
 from benchmarks.baselines import eager_clip_loss
 from tests.common.budget import assert_within_budget
-from tests.common.contrastive_cases import CASES, DEVICE, Case, duplicated, ids, related
-from tilewise.reference._matches import matches
+from tests.common.contrastive_cases import DEVICE, Case, ids, related
+from tests.common.cross_entropy_cases import CROSS_ENTROPY_CASES, magnitudes, outputs
 
 BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-CLIP_CASES = CASES + [
-    *(Case(f"clip-scale-{scale}", related(60, 60, 32, noise=0.3), scale)
-      for scale in (1.0, 14.3, 100.0)),
-    Case("duplicated-scale-100", duplicated(50, 16), logit_scale=100.0),
-    Case("unmatched-scale-100", related(1, 1, 8, noise=0.1), logit_scale=100.0, positives=1),
-]
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     with tw.backend(request.param):
         yield request.param
-
-
-def outputs(loss_function, case: Case, features, dtype, smoothing=0.0):
-    where = {"dtype": dtype, "device": features[0].device, "requires_grad": True}
-    scale = torch.tensor(case.logit_scale, **where)
-    leaves = [*(x.detach().requires_grad_() for x in features), scale]
-    loss = loss_function(*leaves, positives=case.positives, label_smoothing=smoothing)
-    gradients = torch.autograd.grad(loss, leaves)
-    return {
-        "loss": loss.detach(), **dict(zip(("d_image", "d_text", "d_scale"), gradients, strict=True))
-    }
-
-
-def magnitudes(case: Case, image, text, smoothing=0.0) -> dict[str, float]:
-    """Sums of the absolute values of each output's terms, with what a rounded logit does."""
-    z = image @ text.T * case.logit_scale
-    pairs = matches(image, text, case.positives).double()
-    rows, cols = ((pairs.sum(d) > 0).double() for d in (1, 0))
-    dz, terms = torch.zeros_like(z), torch.zeros((), dtype=z.dtype)
-    for weight, d in ((rows[:, None] / (2 * rows.sum().clamp(min=1)), 1),
-                      (cols / (2 * cols.sum().clamp(min=1)), 0)):
-        if not z.numel():
-            break
-        target = (1 - smoothing) * pairs / pairs.sum(d, keepdim=True).clamp(min=1)
-        target = target + smoothing / z.shape[d]
-        dz = dz + weight * (torch.softmax(z, d) + target)
-        terms = terms + (weight * target * (1 + z.abs() + z.logsumexp(d, keepdim=True).abs())).sum()
-    dz = dz * (1 + z.abs())
-    size = abs(case.logit_scale)
-
-    def largest(x):
-        return float(x.max()) if x.numel() else 0.0
-
-    return {
-        "loss": float(terms),
-        "d_image": size * largest(dz @ text.abs()),
-        "d_text": size * largest(dz.T @ image.abs()),
-        "d_scale": float((dz * (image @ text.T).abs()).sum()),
-    }
 
 
 def check(case: Case, dtype, smoothing=0.0):
@@ -82,20 +35,20 @@ SERVED = [(backend, dtype) for backend in BACKENDS for dtype in DTYPES
 
 
 @pytest.mark.parametrize("backend, dtype", SERVED, ids=str, indirect=["backend"])
-@pytest.mark.parametrize("case", CLIP_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CROSS_ENTROPY_CASES, ids=lambda case: case.name)
 def test_within_error_budget(backend, case, dtype):
     check(case, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CLIP_CASES[::3], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CROSS_ENTROPY_CASES[::3], ids=lambda case: case.name)
 def test_label_smoothing(backend, case, dtype):
     check(case, dtype, 0.1)
 
 
 def test_label_smoothing_reaches_the_reference():
     with tw.backend("reference"):
-        check(CLIP_CASES[0], torch.float32, 0.1)
+        check(CROSS_ENTROPY_CASES[0], torch.float32, 0.1)
 
 
 @given(

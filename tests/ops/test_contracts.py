@@ -26,6 +26,7 @@ VALID = {
     "gumbel_argmax": dict(logits=X),
     "gumbel_softmax": dict(logits=X),
     "hard_negatives": FEATURES,
+    "info_nce": ITC,
     "itc_loss": ITC,
     "nearest_code": dict(x=X, codebook=Y),
     "sigmoid_loss": FEATURES,
@@ -70,6 +71,14 @@ OF_LOGITS = [
     (dict(dim=0.0), TypeError, "dim: .*float"),
     (dict(dim=None), TypeError, "dim: .*NoneType"),
 ]
+OF_QUERIES = [
+    (dict(query=[[0.0]]), TypeError, r"query: .*list"),
+    (dict(query=X[0]), ValueError, r"query: .*\(rows, D\).*\(4,\)"),
+    (dict(keys=None), TypeError, r"keys: .*NoneType"),
+    (dict(keys=Y.double()), TypeError, r"keys: .*float32.*float64"),
+    (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale: .*\(2,\)"),
+    (dict(logit_scale="1"), TypeError, r"logit_scale: .*str"),
+]
 BAD = {
     "sigmoid_loss": [
         *OF_FEATURES,
@@ -82,13 +91,14 @@ BAD = {
         (dict(label_smoothing="a"), TypeError, r"label_smoothing: .*str"),
     ],
     "hard_negatives": [*OF_FEATURES, *OF_STREAM],
+    "info_nce": [
+        *OF_QUERIES,
+        (dict(positives=(IDS[:3], IDS[:3])), ValueError, r"positives: .*5 ids.*\(3,\)"),
+        (dict(label_smoothing=-1), ValueError, r"label_smoothing: .*-1"),
+        (dict(label_smoothing=None), TypeError, r"label_smoothing: .*None"),
+    ],
     "itc_loss": [
-        (dict(query=[[0.0]]), TypeError, r"query: .*list"),
-        (dict(query=X[0]), ValueError, r"query: .*\(rows, D\).*\(4,\)"),
-        (dict(keys=None), TypeError, r"keys: .*NoneType"),
-        (dict(keys=Y.double()), TypeError, r"keys: .*float32.*float64"),
-        (dict(logit_scale=torch.ones(2)), ValueError, r"logit_scale: .*\(2,\)"),
-        (dict(logit_scale="1"), TypeError, r"logit_scale: .*str"),
+        *OF_QUERIES,
         (dict(queue=Z[:, :3]), ValueError, r"queue: .*4.*3"),
         (dict(queue=Z.half()), TypeError, r"queue: .*float32.*float16"),
         (dict(teacher_query=X[0]), ValueError, r"teacher_query: .*\(rows, D\)"),
@@ -191,6 +201,7 @@ SCALARS: dict[str, Callable] = {
     "gumbel_argmax": lambda x: tw.gumbel_argmax(x, seed=1, log_prob=True).log_prob.sum(),
     "gumbel_softmax": lambda x: tw.gumbel_softmax(x, seed=1).square().sum(),
     "hard_negatives": lambda x: x[tw.hard_negatives(x, x, 1.0, seed=1).text_index].sum(),
+    "info_nce": lambda x: tw.info_nce(x, x.detach(), 2.0),
     "itc_loss": lambda x: tw.itc_loss(x, x.detach(), 2.0),
     "nearest_code": lambda x: tw.nearest_code(x, x.detach().roll(1, 0) + 1).distance.sum(),
     "sigmoid_loss": lambda x: tw.sigmoid_loss(x, x.detach(), 2.0),
@@ -270,6 +281,7 @@ def test_autocast_changes_nothing(backend, op):
 CONTRASTIVE = {
     "clip_loss": tw.clip_loss,
     "hard_negatives": lambda *x: torch.cat(tw.hard_negatives(*x, seed=1)),
+    "info_nce": tw.info_nce,
     "itc_loss": tw.itc_loss,
     "itc_loss with all": lambda x, y, scale: tw.itc_loss(
         x, y, scale, queue=y, teacher_query=x.detach()
@@ -311,6 +323,7 @@ def test_numbers_of_any_kind(number):
     calls: list[Callable] = [
         lambda n: tw.sigmoid_loss(x, x, n, n),
         lambda n: tw.clip_loss(x, x, n),
+        lambda n: tw.info_nce(x, x, n),
         lambda n: tw.itc_loss(x, x, n),
         lambda n: torch.cat(tw.hard_negatives(x, x, n, seed=1)),
         lambda n: tw.gumbel_softmax(x, n, seed=1),

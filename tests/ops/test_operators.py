@@ -29,7 +29,8 @@ def operands() -> list[tuple[str, tuple]]:
     codes = cases.normal(2, 9, 6).float().requires_grad_()
     heads = cases.normal(2, 4, 6).float().requires_grad_()
     found = [
-        *(("clip_loss", (x, y, SCALE, *pairs, 0.1, *FLAGS[:3])) for pairs in PAIRS),
+        *((op, (x, y, SCALE, *pairs, 0.1, *FLAGS[:3]))
+          for op in ("clip_loss", "info_nce") for pairs in PAIRS),
         *(("sigmoid_loss", (x, y, SCALE, b, *pairs, *FLAGS[:3], b is not None))
           for pairs in PAIRS for b in (bias, None)),
         *(("hard_negatives", (x, y, SCALE, *pairs, seed, -2)) for pairs in (*PAIRS, (None,) * 3)),

@@ -12,6 +12,7 @@ FEATURES = torch.eye(4)
 def test_results_of_functions() -> None:
     assert_type(tw.sigmoid_loss(FEATURES, FEATURES, 1.0), Tensor)
     assert_type(tw.clip_loss(FEATURES, FEATURES, 1.0), Tensor)
+    assert_type(tw.info_nce(FEATURES, FEATURES, 1.0), Tensor)
     assert_type(tw.nearest_code(FEATURES, FEATURES).index, Tensor)
     assert_type(tw.gumbel_softmax(FEATURES), Tensor)
 

@@ -57,18 +57,25 @@ def sigmoid_loss(arch: str) -> Cases:
 
 def clip_loss(arch: str) -> Cases:
     """Both passes with every kind of product: matches by offset, and by ids with smoothing."""
+    yield from cross_entropy(kernels.clip_loss.clip_loss, arch, "gradients", "smoothed")
+
+
+def info_nce(arch: str) -> Cases:
+    """The same, where only rows choose."""
+    yield from cross_entropy(kernels.info_nce.info_nce, arch, "rows", "rows smoothed")
+
+
+def cross_entropy(loss: Callable, arch: str, plain: str, smoothed: str) -> Cases:
     def call(rows, cols, dtype, precision, smoothed):
         torch.set_float32_matmul_precision(precision)
-        image, text = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
+        x, y = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
         matches = (None, torch.arange(rows), torch.arange(cols)) if smoothed else (0, None, None)
-        kernels.clip_loss.clip_loss(
-            image, text, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3
-        )
+        loss(x, y, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3)
 
     for name, dtype, precision in products(arch):
         for shapes, sizes in SIZES.items():
-            for result in ("gradients", "smoothed"):
-                arguments = dtype, precision, result == "smoothed"
+            for result in (plain, smoothed):
+                arguments = dtype, precision, result == smoothed
                 yield f"{name} {shapes} {result}", [
                     functools.partial(call, *size, *arguments) for size in sizes
                 ]

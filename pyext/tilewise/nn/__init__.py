@@ -8,6 +8,8 @@ from tilewise.nn.convert.lucidrains import to_lucidrains as to_lucidrains
 from tilewise.nn.convert.taming import from_taming as from_taming
 from tilewise.nn.convert.taming import to_taming as to_taming
 from tilewise.nn.losses.clip_loss import ClipLoss as ClipLoss
+from tilewise.nn.losses.grad_cache import grad_cache as grad_cache
+from tilewise.nn.losses.info_nce import InfoNCELoss as InfoNCELoss
 from tilewise.nn.losses.itc_loss import ItcLoss as ItcLoss
 from tilewise.nn.losses.momentum import momentum_update as momentum_update
 from tilewise.nn.losses.sigmoid_loss import SigLipLoss as SigLipLoss

@@ -10,6 +10,7 @@ from tilewise.ops.gumbel_argmax import gumbel_argmax as gumbel_argmax
 from tilewise.ops.gumbel_softmax import gumbel_softmax as gumbel_softmax
 from tilewise.ops.hard_negatives import HardNegatives as HardNegatives
 from tilewise.ops.hard_negatives import hard_negatives as hard_negatives
+from tilewise.ops.info_nce import info_nce as info_nce
 from tilewise.ops.itc_loss import itc_loss as itc_loss
 from tilewise.ops.nearest_code import NearestCode as NearestCode
 from tilewise.ops.nearest_code import PreparedCodebook as PreparedCodebook

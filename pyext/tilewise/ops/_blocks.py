@@ -4,12 +4,14 @@ A block's features have been cast, its scalars are 0-d tensors, `offset` is an i
 pair matches). Gradients that are not needed are empty.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tilewise import _backend, reference
+from tilewise.ops._register import define
 from tilewise.reference._matches import matches
 from tilewise.reference._precision import accumulate_dtype, exact_dtype
 
@@ -46,6 +48,9 @@ def block_sums(
     Sums of two blocks (m, s), (n, t) are those of both at once: (M, s exp(m - M) + t exp(n - M)),
     M = max(m, n). Cost: 1 matrix product of B*N*D.
     """
+    op = _backend.operator("clip_block_sums", image.device, image.dtype)
+    if op is not None:
+        return op(image, text, scale, offset)
     z, match = _logits(image, text, scale, offset)
     return _log_sums(z), _log_sums(z.T), (z * match).sum()
 
@@ -63,6 +68,11 @@ def block_gradients(
     (2, N). Weights, (B,) and (N,) float64, are what a row or column counts in the loss: 0 leaves
     it out, whatever its sums are. Cost: 3 matrix products of B*N*D.
     """
+    op = _backend.operator("clip_block_gradients", image.device, image.dtype)
+    if op is not None:
+        return op(
+            image, text, scale, offset, image_sums, text_sums, image_weight, text_weight, *needs
+        )
     z, match = _logits(image, text, scale, offset)
     dz = _residuals(z, match, image_sums, image_weight)
     dz = dz + _residuals(z.T, match.T, text_sums, text_weight).T
@@ -95,3 +105,31 @@ def _residuals(z: Tensor, match: Tensor, sums: Tensor, weight: Tensor) -> Tensor
     p = (z - sums[0][:, None]).exp() / sums[1][:, None]
     weight = weight[:, None]
     return torch.where(weight != 0, weight * (p - match), 0.0)
+
+
+def _fake_sums(image, text, logit_scale, positives):
+    new = functools.partial(image.new_empty, dtype=torch.float64)
+    return new((2, len(image))), new((2, len(text))), new(())
+
+
+def _fake_gradients(image, text, logit_scale, positives, image_sums, text_sums, image_weight,
+                    text_weight, need_image, need_text, need_scale):  # fmt: skip
+    new = functools.partial(image.new_empty, dtype=accumulate_dtype(image))
+    shapes = zip((image.shape, text.shape, ()), (need_image, need_text, need_scale), strict=True)
+    return tuple(new(shape if need else 0) for shape, need in shapes)
+
+
+define(
+    "clip_block_sums",
+    "(Tensor image, Tensor text, Tensor logit_scale, SymInt? positives) "
+    "-> (Tensor image_sums, Tensor text_sums, Tensor matched)",
+    _fake_sums, module="_blocks",
+)
+define(
+    "clip_block_gradients",
+    "(Tensor image, Tensor text, Tensor logit_scale, SymInt? positives, "
+    "Tensor image_sums, Tensor text_sums, Tensor image_weight, Tensor text_weight, "
+    "bool need_image, bool need_text, bool need_scale) "
+    "-> (Tensor d_image, Tensor d_text, Tensor d_scale)",
+    _fake_gradients, module="_blocks",
+)

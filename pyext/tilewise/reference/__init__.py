@@ -9,6 +9,7 @@ from tilewise.reference.gaussian_sample import gaussian_sample as gaussian_sampl
 from tilewise.reference.gumbel_argmax import gumbel_argmax as gumbel_argmax
 from tilewise.reference.gumbel_softmax import gumbel_softmax as gumbel_softmax
 from tilewise.reference.hard_negatives import hard_negatives as hard_negatives
+from tilewise.reference.info_nce import info_nce as info_nce
 from tilewise.reference.itc_loss import itc_loss as itc_loss
 from tilewise.reference.nearest_code import nearest_code as nearest_code
 from tilewise.reference.sigmoid_loss import sigmoid_loss as sigmoid_loss

@@ -1,8 +1,8 @@
 """CLIP's loss as its equation says it."""
 
-import torch
 from torch import Tensor
 
+from tilewise.reference._cross_entropy import cross_entropy
 from tilewise.reference._matches import matches
 from tilewise.reference._precision import accumulate_dtype, exact_dtype, no_autocast
 
@@ -24,15 +24,6 @@ def clip_loss(
         text = text_features.to(image.dtype)  # (N, D)
         logits = image @ text.T * logit_scale  # (B, N)
         pairs = matches(image, text, positives).to(logits.dtype)
-        forth = _cross_entropy(logits, pairs, label_smoothing)
-        loss = (forth + _cross_entropy(logits.T, pairs.T, label_smoothing)) / 2
+        forth = cross_entropy(logits, pairs, label_smoothing)
+        loss = (forth + cross_entropy(logits.T, pairs.T, label_smoothing)) / 2
     return loss.to(accumulate_dtype(image_features))
-
-
-def _cross_entropy(logits: Tensor, pairs: Tensor, smoothing: float) -> Tensor:
-    """Mean over the rows that have a match; the matches of a row share its target."""
-    count = pairs.sum(1, keepdim=True)
-    target = (1 - smoothing) * pairs / count.clamp(min=1) + smoothing / max(pairs.shape[1], 1)
-    rows = count.squeeze(1) > 0
-    terms = -(target * torch.log_softmax(logits, dim=1)).sum(1)
-    return torch.where(rows, terms, 0.0).sum() / rows.sum().clamp(min=1)

@@ -1,0 +1,65 @@
+"""The two passes of clip_loss over a block of the logits: see ops/_blocks.py."""
+
+import torch
+from torch import Tensor
+
+from tilewise.kernels import _common, _contrast, clip_loss
+from tilewise.kernels._cross_entropy import FACTOR, LARGEST, CrossEntropy, Side
+
+
+def _chunks(block: CrossEntropy, positives: int | None):
+    cols, size = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
+    shape = _contrast.chunk_size(block.image, block.text, block.launch.tile, cols, size)
+    return list(_contrast.chunks(block.image, block.text, positives, None, shape)), shape
+
+
+def _block(image: Tensor, text: Tensor, scale: Tensor, *weights: Tensor) -> CrossEntropy:
+    sides = Side(weights[0]), Side(weights[1])
+    return CrossEntropy(image, text, scale, sides, False, clip_loss.TILES)
+
+
+def clip_block_sums(
+    image: Tensor, text: Tensor, logit_scale: Tensor, positives: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logits and sums of exponentials, (2, B) and (2, N) float64; the matches' logits."""
+    with _common.launching(image=image):
+        halves = (x.new_full((len(x),), 0.5, dtype=torch.float64) for x in (image, text))
+        block = _block(image, text, logit_scale, *halves)
+        size = block.scale.double().abs()
+        matched = torch.zeros_like(size)
+        for chunk in _chunks(block, positives)[0]:
+            matched = matched + block.add_sums(chunk)
+        sums = []
+        for side in block.sides:
+            largest, total = side.state.T[:2].double()
+            sums.append(torch.stack([torch.where(total > 0, largest * size, -torch.inf), total]))
+        return sums[0], sums[1], matched * size / block.unit
+
+
+def clip_block_gradients(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    positives: int | None,
+    image_sums: Tensor,
+    text_sums: Tensor,
+    image_weight: Tensor,
+    text_weight: Tensor,
+    need_image: bool,
+    need_text: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by image, text and scale, float32, empty where not needed."""
+    with _common.launching(image=image):
+        block = _block(image, text, logit_scale, image_weight, text_weight)
+        size = block.scale.double().abs()
+        for side, sums in zip(block.sides, (image_sums, text_sums), strict=True):
+            largest = torch.where(size > 0, sums[0] / size, 0.0)
+            # What has no weight may have been compared with nothing: no exponential overflows.
+            highest = -_contrast.LOWEST.value
+            side.state[:, LARGEST.value] = torch.where(side.matched, largest, highest)
+            side.state[:, FACTOR.value] = sums[1]
+            side.end_of_sums()
+        chunks, shape = _chunks(block, positives)
+        needs = need_image, need_text, need_scale
+        return block.gradients(chunks, shape, needs)
