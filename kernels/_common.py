@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # torch.get_float32_matmul_precision() in tl.dot's words. "high" lets a factor be a sum of two
 # shorter numbers: that is tf32x3.
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+# Whether torch.addmm(out_dtype=float32) takes half precision beside a float32 `self`.
+ADDS_TO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+# Descriptors whose copies round float32 to tf32: from Triton 3.7 on.
+DESCRIPTORS_ROUND = "round_f32_to_tf32" in inspect.signature(TensorDescriptor).parameters
+
+
+# Architectures that take another one's tiles.
+_ALIKE = {
+    "sm_87": "sm_86", "sm_103": "sm_100", "sm_110": "sm_100", "sm_121": "sm_120",
+    "gfx950": "gfx942",
+}
 
 
 class Tile(NamedTuple):
@@ -54,14 +66,19 @@ def product_kind(dtype: torch.dtype, arch: str) -> str:
         return "half"
     if arch.startswith("gfx"):
         return "ieee"  # AMD's matrix units take float32 as it is
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
+    try:
+        return _PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # what fp32_precision of some backend was set to has no such word
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def choose_tile(
     tiles: Mapping[tuple[str, str], Tile], defaults: Mapping[str, Tile], arch: str, kind: str
 ) -> Tile:
     """The tile for this architecture, else the default, which every architecture can run."""
-    return tiles.get((arch, kind), defaults[kind])
+    if kind == "tf32" and not DESCRIPTORS_ROUND and arch != "interpreter":
+        return defaults[kind]  # kernels round what no descriptor does
+    return tiles.get((_ALIKE.get(arch, arch), kind), defaults[kind])
 
 
 def warp_size(arch: str) -> int:
@@ -91,17 +108,19 @@ def source(x: Tensor, rows: int, tile: Tile, kind: str) -> Tensor | TensorDescri
     if not tile.tma:
         return x
     # Matrix units cut float32 to tf32; the copy engine can round it.
-    return TensorDescriptor.from_tensor(x, [rows, tile.depth], round_f32_to_tf32=kind == "tf32")
+    rounds = {"round_f32_to_tf32": True} if kind == "tf32" else {}
+    return TensorDescriptor.from_tensor(x, [rows, tile.depth], **rounds)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     """out = a @ b, or out += a @ b; `out` is float32, whatever `a` and `b` are."""
-    kwargs = {}
-    if a.is_cuda and a.dtype != torch.float32:
-        kwargs = {"out_dtype": torch.float32}
-    else:
+    widens = a.is_cuda and a.dtype != torch.float32
+    options = {"out_dtype": torch.float32} if widens else {}
+    if not widens:
         a, b = a.float(), b.float()
-    if accumulate:
-        torch.addmm(out, a, b, out=out, **kwargs)
+    if not accumulate:
+        torch.mm(a, b, out=out, **options)
+    elif widens and not ADDS_TO_FLOAT32:
+        out += torch.mm(a, b, **options)
     else:
-        torch.mm(a, b, out=out, **kwargs)
+        torch.addmm(out, a, b, out=out, **options)

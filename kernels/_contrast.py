@@ -68,6 +68,15 @@ def tile_corner(rows, cols, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
 
 
 @triton.jit
+def as_multiplied(x, PRECISION: tl.constexpr):
+    """x as matrix units should read it: they cut float32 to tf32 instead of rounding."""
+    if PRECISION == "tf32":
+        rounded = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        x = tl.where(tl.abs(x) < float("inf"), rounded.to(tl.float32, bitcast=True), x)
+    return x
+
+
+@triton.jit
 def tile_of_dots(
     image_ptr, text_ptr, rows, cols, depth, image_stride, text_stride,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PRECISION: tl.constexpr,
@@ -95,9 +104,9 @@ def tile_of_dots(
         image_ptr += image_row[:, None].to(tl.int64) * image_stride + k[None, :]
         text_ptr += text_row[:, None].to(tl.int64) * text_stride + k[None, :]
         for _ in range(0, depth, TILE_K):
-            dots = tl.dot(
-                tl.load(image_ptr), tl.load(text_ptr).T, dots, input_precision=PRECISION
-            )
+            image = as_multiplied(tl.load(image_ptr), PRECISION)
+            text = as_multiplied(tl.load(text_ptr), PRECISION)
+            dots = tl.dot(image, text.T, dots, input_precision=PRECISION)
             image_ptr += TILE_K
             text_ptr += TILE_K
     return row, col, dots

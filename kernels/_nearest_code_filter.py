@@ -237,8 +237,8 @@ def pack_rows(
         squares += tl.sum(z * z, 1)
         residuals += tl.sum(residual * residual, 1)
         tl.store(z_ptr + col[None, :], rounded)
-    size = tl.sqrt(squares) * (1 + sum_error)
-    off = tl.sqrt(residuals) * (1 + sum_error) + size * 2.0**-22  # and of the rounding of x - m
+    size = tl.sqrt_rn(squares) * (1 + sum_error)
+    off = tl.sqrt_rn(residuals) * (1 + sum_error) + size * 2.0**-22  # and of the rounding of x - m
     size += off
     c = tl.full((ROWS,), 1.0, tl.float32)
     if METRIC == "l2":

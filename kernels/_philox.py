@@ -86,7 +86,7 @@ def gumbel_tile(seed, row, first, COLS: tl.constexpr, OP: tl.constexpr = GUMBEL)
 def normal_pair(word, turn_word):
     """Two standard normal variates by Box and Muller, float32."""
     u = uniform(word)
-    radius = tl.sqrt(-2.0 * log(u))
+    radius = tl.sqrt_rn(-2.0 * log(u))  # tl.sqrt may be an approximation
     turns = 4.0 * uniform(turn_word)  # quarter turns
     quarter = tl.floor(turns + 0.5)
     t = turns - quarter  # in [-1/2, 1/2], exactly

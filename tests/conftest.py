@@ -12,13 +12,16 @@ from hypothesis import settings
 
 from tests.common.contrastive_cases import DEVICE
 
+# Files that a run on a device leaves out: of the CPU's backends and of the interpreter.
+NOT_ON_A_DEVICE = ["*_cpu.py", "*_triton.py", "*/test_triton_tools.py"]
+
 if DEVICE == "cpu":  # before anything imports triton or tilewise
     os.environ.setdefault("TRITON_INTERPRET", "1")
     import tests.triton_tools.interpreter  # noqa: F401  (its corrections)
 
     collect_ignore_glob = ["*_gpu.py"]
 else:  # `make test-gpu`
-    collect_ignore_glob = ["*_cpu.py", "*_triton.py", "test_triton_tools.py"]
+    collect_ignore_glob = NOT_ON_A_DEVICE
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Inductor's cache is one for all processes of a run, and new in each run: what an earlier one left

@@ -5,6 +5,7 @@ variable would not allow. It holds for the whole process, not for one thread.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -16,6 +17,7 @@ import torch
 
 from tilewise import _extension
 
+OLDEST = (8, 0)  # compute capability: Ampere's bfloat16, and what Triton still compiles for
 NAMES = ("auto", "reference", "cpu", "triton")
 
 # Ops that multiply matrices of features, in bfloat16 where the CPU does.
@@ -37,9 +39,26 @@ def why_not(name: str, device: torch.device) -> str | None:
         return _extension.why_missing
     if not _has_triton:
         return "Triton is not installed"
-    if device.type != "cuda" and not _interpreted:
+    if device.type == "cuda":
+        return _too_old(device.index)
+    if not _interpreted:
         return f"it serves CUDA tensors, these are on {device} (TRITON_INTERPRET=1 interprets it)"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _too_old(index: int | None) -> str | None:
+    return _lacks(index)
+
+
+@functools.cache
+def _lacks(index: int | None) -> str | None:
+    """What a GPU lacks; None if kernels run there."""
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip or capability >= OLDEST:
+        return None
+    number, oldest = (".".join(map(str, x)) for x in (capability, OLDEST))
+    return f"{torch.cuda.get_device_name(index)} has compute capability {number}, it needs {oldest}"
 
 
 def _wanted(device: torch.device) -> str:
@@ -143,6 +162,8 @@ def backends() -> None:
         print(f"cpu doesn't serve: {reason}")
     if not _has_triton:
         print("triton doesn't serve: Triton is not installed")
+    elif len(devices) > 1 and (reason := why_not("triton", devices[1])):
+        print(f"triton doesn't serve: {reason}")
     elif len(devices) == 1 and not _interpreted:
         print("triton doesn't serve: there is no CUDA device (TRITON_INTERPRET=1 interprets it)")
 

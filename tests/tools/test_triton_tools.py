@@ -166,6 +166,22 @@ def run_without_interpreter(code: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
+def test_normal_variates_take_no_approximate_root():
+    """tl.sqrt may become one, and variates have the same bits on every GPU."""
+    result = run_without_interpreter(["-c", """
+from tests.triton_tools import cases, offline
+with offline.launching_for("sm_90") as launched:
+    name, calls = next(cases.gaussian_sample("sm_90"))
+    calls[0]()
+assert [launch.name for launch in launched] == ["sample_tile", "differentiate_tile"], launched
+for launch in launched:
+    assert "sqrt.rn.f32" in launch.binary.asm["ptx"]
+    assert "sqrt.approx" not in launch.binary.asm["ptx"]
+"""])
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_gate():
     """Kernels obey the rules, with the figures of the table: those out of date, and some others."""
     gate_run = ["-m", "tests.triton_tools.gate", "--changed", "--most", "8", "--sample", "6"]

@@ -2,8 +2,9 @@
 
 Needs TRITON_INTERPRET=1 from before triton is imported; conftest.py sets it. As it comes (3.7.1)
 the interpreter multiplies the bit patterns of bfloat16, cuts float32 to bfloat16 instead of
-rounding, reads subnormal bfloat16 wrongly, ignores `input_precision`, and rounds a fused product
-before it adds. It also spends more than half of its time on what changes nothing; see the end.
+rounding, reads subnormal bfloat16 wrongly, ignores `input_precision` and `round_f32_to_tf32`, and
+rounds a fused product before it adds. It also spends more than half of its time on what changes
+nothing; see the end.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ if not isinstance(tl.cdiv, interpreter.InterpretedFunction):
     raise ImportError("triton was imported without TRITON_INTERPRET=1: nothing is interpreted")
 
 _convert_float = interpreter._convert_float
+_implicit_cvt = interpreter._implicit_cvt
+_descriptor_load = interpreter.InterpreterBuilder.create_descriptor_load
 _create_fma = interpreter.InterpreterBuilder.create_fma
 
 
@@ -52,6 +55,20 @@ def _convert(x, from_type, to_type, rounding_mode):
         values = bfloat16_to_float32(x)
         return values if to_type == tl.float32 else values.astype(np.float64)
     return _convert_float(x, from_type, to_type, rounding_mode)
+
+
+def _argument(value):
+    converted = _implicit_cvt(value)
+    if isinstance(value, interpreter.TensorDescriptor):
+        converted.handle.rounds_to_tf32 = value.round_f32_to_tf32
+    return converted
+
+
+def _load(self, descriptor, *arguments):
+    loaded = _descriptor_load(self, descriptor, *arguments)
+    if descriptor.rounds_to_tf32:
+        loaded.data = round_to_tf32(loaded.data)
+    return loaded
 
 
 def _values(handle):
@@ -141,5 +158,7 @@ interpreter.interpreter_builder.options = dataclasses.replace(
     interpreter.interpreter_builder.options, sanitize_overflow=False
 )
 interpreter._convert_float = _convert
+interpreter._implicit_cvt = _argument
+interpreter.InterpreterBuilder.create_descriptor_load = _load
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.create_fma = _fma

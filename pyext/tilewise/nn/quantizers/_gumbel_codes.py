@@ -24,7 +24,7 @@ from tilewise.ops.gumbel_softmax import gumbel_softmax, relaxed_gradients
 from tilewise.reference._precision import no_autocast
 
 HARD, SOFT, MODE = "hard", "soft", "mode"
-CPU_TILE, GPU_TILE = 1 << 19, 1 << 24  # elements: a cache's, and enough for a GPU to do at once
+CPU_TILE, GPU_TILE = 1 << 19, 1 << 21  # elements: what a cache holds
 
 
 def choose_codes(
