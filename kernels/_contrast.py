@@ -197,11 +197,8 @@ def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor) -> None:
 
 def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The same equalities in int32 numbers from 0, which take half the registers."""
-    ids, order = torch.cat([image_ids, text_ids]).sort()
-    changes = torch.zeros_like(ids, dtype=torch.int32)
-    changes[1:] = ids[1:] != ids[:-1]
-    numbers = torch.empty_like(changes)
-    numbers[order] = changes.cumsum(0, dtype=torch.int32)
+    ids = torch.cat([image_ids, text_ids])
+    numbers = torch.searchsorted(ids.sort().values, ids, out_int32=True)
     return numbers[: len(image_ids)], numbers[len(image_ids) :]
 
 
@@ -299,6 +296,10 @@ class Launch(NamedTuple):
         rows, cols = (_common.round_up(n, self.tile[axis]) for axis, n in enumerate(size))
         return image.new_empty(*before, rows, cols)
 
+    def programs(self, chunks: Iterable[Chunk]) -> list[int]:
+        """How many there are for each chunk."""
+        return [math.prod(self.grid(chunk)) for chunk in chunks]
+
     def run(self, kernel, chunk: Chunk, *operands, **constants) -> None:
         """Launches `kernel` on a chunk, one program a tile."""
         tile, kind = self.tile, self.kind
@@ -313,6 +314,31 @@ class Launch(NamedTuple):
             EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma, **constants,
             num_warps=tile.warps, num_stages=tile.stages,
         )
+
+    def products(
+        self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],
+        needs: tuple[bool, bool], dz: Callable[[Chunk, Tensor], None],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """dz @ text and dz^T @ image, float32; None if not needed.
+
+        dz(chunk, out) fills d(loss)/d(logit) of a chunk of at most `size` into `out`.
+        """
+        new = image.new_empty if len(image) and len(text) else image.new_zeros
+        d_image, d_text = (
+            new(x.shape, dtype=torch.float32) if needed else None
+            for x, needed in zip((image, text), needs, strict=True)
+        )
+        workspace = self.workspace(image, size)
+        for chunk in chunks:
+            grad = workspace[: len(chunk.image), : len(chunk.text)]
+            dz(chunk, grad)
+            if d_image is not None:
+                begun = chunk.cols.start > 0
+                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=begun)
+            if d_text is not None:
+                begun = chunk.rows.start > 0
+                _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
+        return d_image, d_text
 
     def gradients(
         self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],

@@ -15,6 +15,7 @@ from torch import Tensor
 from tilewise.kernels import _common
 
 PART = 256  # rows
+BLOCK, SEARCHED = 1024, 256  # rows whose keys, codes whose positions one program finds
 
 
 class Blocks(NamedTuple):
@@ -31,39 +32,74 @@ INTERPRETER_BLOCKS = Blocks(32, 4, 32, 1)
 
 
 # Sizes are not specialised on: every batch runs the same binary.
-@triton.jit(do_not_specialize=["segments", "codes", "rows"])
-def segment_sums(
-    x_ptr,  # rows of unit stride: (H, rows, dim) if ORDER, else (stored rows, dim)
-    order_ptr,  # int64: which row stands at each position, counted through all heads, if ORDER
-    start_ptr,  # (segments of the last axis + 1,) int64: where the positions of each begin
-    part_ptr,  # (segments,) int64: the code that a part belongs to, if ORDER
-    first_ptr,  # (H * codes + 1,) int64: the first part of each code, if ORDER
-    sums_ptr,  # out: (segments, dim) float32
-    segments, codes, rows, dim, head_stride, row_stride,
-    ORDER: tl.constexpr, PART: tl.constexpr,
-    SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+@triton.jit(do_not_specialize=["positions", "codes", "rows"])
+def code_keys(
+    index_ptr,  # (H * rows,) int64
+    key_ptr,  # out: (H * rows,): the code, counted through all heads, or H * codes for none
+    positions, codes, rows,
+    BLOCK: tl.constexpr,
 ):
-    """Sums of consecutive positions: of the parts of codes if ORDER, else of codes, over parts."""
-    segment = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
-    real = segment < segments
-    code = segment.to(tl.int64)
-    if ORDER:  # the last ones may be unused: they have the code after the last, which is empty
-        code = tl.load(part_ptr + segment, mask=real, other=0)
-    first = tl.load(start_ptr + code, mask=real, other=0)
-    last = tl.load(start_ptr + code + 1, mask=real, other=0)
-    head = code * 0
-    if ORDER:
-        head = code // tl.maximum(codes, 1)
-        first += PART * (segment - tl.load(first_ptr + code, mask=real, other=0))
-        last = tl.minimum(last, first + PART)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = col < dim
-    sums = tl.zeros((SEGMENTS, ROWS, COLS), tl.float32)
+    """What rows are sorted by."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    code = tl.load(index_ptr + i, mask=i < positions, other=-1)
+    none = positions // rows * codes
+    key = tl.where((code >= 0) & (code < codes), code + i // rows * codes, none)
+    tl.store(key_ptr + i, key.to(key_ptr.dtype.element_ty), mask=i < positions)
+
+
+@triton.jit(do_not_specialize=["positions", "codes", "steps"])
+def code_starts(
+    key_ptr,  # (positions,), sorted
+    start_ptr,  # out: (codes + 1,) int64: the first position whose key is not less
+    count_ptr,  # out: (codes,) int64
+    parts_ptr,  # out: (codes + 1,) int64: how many parts the code before has
+    positions, codes, steps,  # 2^steps > positions
+    PART: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """Where the positions of each code begin, and how many there are; codes of all heads."""
+    code = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    own = tl.arange(0, 2)[:, None] == 0  # a code and the one before
+    wanted = tl.where(own, code[None, :], code[None, :] - 1)
+    low = tl.zeros((2, BLOCK), tl.int64)
+    high = low + positions
+    for _ in range(steps):
+        middle = (low + high) // 2
+        less = tl.load(key_ptr + middle, mask=low < high, other=0) < wanted
+        low, high = (
+            tl.where((low < high) & less, middle + 1, low),
+            tl.where((low < high) & ~less, middle, high),
+        )
+    start = tl.sum(tl.where(own, low, 0), 0)
+    count = start - tl.sum(tl.where(own, 0, low), 0)  # of the code before
+    tl.store(start_ptr + code, start, mask=code <= codes)
+    tl.store(count_ptr + code - 1, count, mask=(code > 0) & (code <= codes))
+    tl.store(parts_ptr + code, (count + (PART - 1)) // PART, mask=code <= codes)
+
+
+@triton.jit
+def code_of_part(part, first_ptr, codes, steps):
+    """The last code whose first part is not after `part`; `codes` if `part` is no code's."""
+    low = part * 0
+    high = low + codes
+    for _ in range(steps):
+        middle = (low + high + 1) // 2
+        begins = tl.load(first_ptr + middle) <= part
+        low, high = tl.where(begins, middle, low), tl.where(begins, high, middle - 1)
+    return low
+
+
+@triton.jit
+def sum_positions(
+    x_ptr, first, last, col, inside, row_stride, order_ptr, head_stride, head, rows,
+    ROWS: tl.constexpr,
+):
+    """(SEGMENTS, COLS) sums of the rows at positions from `first` up to `last`, (SEGMENTS,)."""
+    sums = tl.zeros((first.shape[0], ROWS, col.shape[0]), tl.float32)
     for step in range(0, tl.max(last - first), ROWS):
         at = first[:, None] + step + tl.arange(0, ROWS)[None, :]
         keep = at < last[:, None]
         row = at
-        if ORDER:
+        if order_ptr is not None:
             row = tl.load(order_ptr + at, mask=keep, other=0) - head[:, None] * rows
         ptr = x_ptr + head[:, None] * head_stride + row * row_stride
         x = tl.load(
@@ -71,74 +107,113 @@ def segment_sums(
             mask=keep[:, :, None] & inside[None, None, :], other=0.0,
         )
         sums += x.to(tl.float32)
-    out = segment[:, None].to(tl.int64) * dim + col[None, :]
-    tl.store(sums_ptr + out, tl.sum(sums, 1), mask=real[:, None] & inside[None, :])
+    return tl.sum(sums, 1)
+
+
+@triton.jit(do_not_specialize=["parts", "codes", "all_codes", "rows", "steps"])
+def sum_parts(
+    x_ptr,  # (H, rows, dim), unit stride in a row
+    order_ptr,  # (H * rows,) int64: which row stands at each position, counted through all heads
+    start_ptr, first_ptr,  # (H * codes + 1,) int64: each code's first position and first part
+    sums_ptr,  # out: (parts, dim) float32; 0 where there is no such part
+    parts, codes, all_codes, rows,
+    steps,  # 2^steps > all_codes
+    dim, head_stride, row_stride,
+    PART: tl.constexpr, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):
+    """Sums of up to PART rows of a code."""
+    part = tl.program_id(0).to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)
+    code = code_of_part(part, first_ptr, all_codes, steps)
+    real = (part < parts) & (code < all_codes)
+    first = tl.load(start_ptr + code, mask=real, other=0)
+    stop = tl.load(start_ptr + code + 1, mask=real, other=0)
+    first += PART * (part - tl.load(first_ptr + code, mask=real, other=0))
+    last = tl.where(real, tl.minimum(stop, first + PART), first)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    inside = col < dim
+    sums = sum_positions(
+        x_ptr, first, last, col, inside, row_stride, order_ptr, head_stride, code // codes, rows,
+        ROWS,
+    )
+    keep = (part < parts)[:, None] & inside[None, :]
+    tl.store(sums_ptr + part[:, None] * dim + col[None, :], sums, mask=keep)
+
+
+@triton.jit(do_not_specialize=["codes"])
+def sum_codes(
+    parts_ptr,  # (parts, dim) float32
+    first_ptr,  # (codes + 1,) int64
+    sums_ptr,  # out: (codes, dim) float32
+    codes, dim,
+    SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):
+    """Sums of the parts of each code; codes of all heads."""
+    code = tl.program_id(0).to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)
+    real = code < codes
+    first = tl.load(first_ptr + code, mask=real, other=0)
+    last = tl.load(first_ptr + code + 1, mask=real, other=0)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    inside = col < dim
+    sums = sum_positions(parts_ptr, first, last, col, inside, dim, None, 0, code * 0, 0, ROWS)
+    keep = real[:, None] & inside[None, :]
+    tl.store(sums_ptr + code[:, None] * dim + col[None, :], sums, mask=keep)
 
 
 class Sorted(NamedTuple):
     """Rows in the order of their codes; codes of all heads are numbered through, 0 to H * K - 1."""
 
     order: Tensor  # (H * N,) int64: rows, of all heads too; those without a code come last
-    start: Tensor  # (H * K + 2,) int64: each code's first position, and an empty code at the end
+    start: Tensor  # (H * K + 1,) int64: each code's first position
     first_part: Tensor  # (H * K + 1,) int64
-    part_code: Tensor  # (parts,) int64, as many as there could be: the host does not know
+    counts: Tensor  # (H * K,) int64
 
 
 def sort_rows(index: Tensor, num_codes: int) -> Sorted:
     """Sorts rows by index (H, N); a stable sort, so that rows of a code keep their order."""
     heads, rows = index.shape
-    codes = heads * num_codes
-    dtype = torch.int32 if codes < 2**31 else torch.int64
-    head = torch.arange(heads, device=index.device)[:, None]
-    valid = (index >= 0) & (index < num_codes)
-    key = torch.where(valid, index + head * num_codes, codes).to(dtype).flatten()
-    key, order = key.sort(stable=True)
-    every = torch.arange(codes + 1, dtype=dtype, device=index.device)
-    start = torch.searchsorted(key, every)
-    first_part = torch.zeros_like(start)
-    first_part[1:] = ((start.diff() + (PART - 1)) // PART).cumsum(0)
-    most = heads * rows // PART + min(heads * rows, codes)  # each code can have a part not full
-    part = torch.arange(most, device=index.device)
-    part_code = torch.searchsorted(first_part[1:], part, right=True)
-    return Sorted(order, torch.cat([start, start[-1:]]), first_part, part_code)
-
-
-def launch(
-    x: Tensor, strides: tuple[int, int], sizes: tuple[int, int, int], start: Tensor,
-    order: Tensor | None, part_code: Tensor | None, first_part: Tensor | None, sums: Tensor,
-    blocks: Blocks,
-) -> None:
-    codes, rows, dim = sizes
-    cols = min(blocks.cols, max(triton.next_power_of_2(dim), 16))
-    segment_sums[(triton.cdiv(len(sums), blocks.segments), triton.cdiv(dim, cols))](
-        x, order, start, part_code, first_part, sums, len(sums), codes, rows, dim, *strides,
-        ORDER=order is not None, PART=PART, SEGMENTS=blocks.segments, ROWS=blocks.rows, COLS=cols,
-        num_warps=blocks.warps,
+    codes, positions = heads * num_codes, index.numel()
+    key = index.new_empty(positions, dtype=torch.int32 if codes < 2**31 - 1 else torch.int64)
+    code_keys[(triton.cdiv(positions, BLOCK),)](
+        index.contiguous(), key, positions, num_codes, rows, BLOCK=BLOCK
     )
+    key, order = key.sort(stable=True)
+    start, counts, parts = (index.new_empty(codes + more) for more in (1, 0, 1))
+    code_starts[(triton.cdiv(codes + 1, SEARCHED),)](
+        key, start, counts, parts, positions, codes, positions.bit_length(),
+        PART=PART, BLOCK=SEARCHED,
+    )
+    return Sorted(order, start, parts.cumsum(0), counts)
 
 
 def _code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     heads, rows, dim = x.shape
     codes = heads * num_codes
-    if codes == 0 or rows == 0 or dim == 0:
+    if codes == 0 or rows == 0:
         counts = torch.zeros(heads, num_codes, dtype=torch.int64, device=x.device)
-        if codes and rows:
-            counts = sort_rows(index, num_codes).start[:-1].diff().view(heads, num_codes)
         return counts, x.new_zeros(heads, num_codes, dim, dtype=torch.float32)
     x = x if x.stride(2) == 1 else x.contiguous()
-    arch = _common.architecture(x.device)
-    blocks = INTERPRETER_BLOCKS if arch == "interpreter" else BLOCKS
     by_code = sort_rows(index, num_codes)
-    parts = x.new_empty(len(by_code.part_code), dim, dtype=torch.float32)
-    sizes = num_codes, rows, dim
-    launch(
-        x, (x.stride(0) if heads > 1 else 0, x.stride(1)), sizes, by_code.start,
-        by_code.order, by_code.part_code, by_code.first_part, parts, blocks,
-    )
     sums = x.new_empty(codes, dim, dtype=torch.float32)
-    launch(parts, (0, dim), sizes, by_code.first_part, None, None, None, sums, blocks)
-    counts = by_code.start[:-1].diff()
-    return counts.view(heads, num_codes), sums.view(heads, num_codes, dim)
+    if dim:
+        arch = _common.architecture(x.device)
+        blocks = INTERPRETER_BLOCKS if arch == "interpreter" else BLOCKS
+        cols = min(blocks.cols, max(triton.next_power_of_2(dim), 16))
+        constants = {
+            "SEGMENTS": blocks.segments, "ROWS": blocks.rows, "COLS": cols,
+            "num_warps": blocks.warps,
+        }
+        most = heads * rows // PART + min(heads * rows, codes)  # each code can have one not full
+        parts = x.new_empty(most, dim, dtype=torch.float32)
+        width = triton.cdiv(dim, cols)
+        sum_parts[(triton.cdiv(most, blocks.segments), width)](
+            x, by_code.order, by_code.start, by_code.first_part, parts, most, num_codes, codes,
+            rows, codes.bit_length(), dim, x.stride(0) if heads > 1 else 0, x.stride(1),
+            PART=PART, **constants,
+        )
+        sum_codes[(triton.cdiv(codes, blocks.segments), width)](
+            parts, by_code.first_part, sums, codes, dim, **constants
+        )
+    return by_code.counts.view(heads, num_codes), sums.view(heads, num_codes, dim)
 
 
 def code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +227,8 @@ def code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
     Returns:
         counts (H, K) int64, sums (H, K, D) float32. Equal bits on every run.
 
-    Cost: traffic of x once and of the sums three times; memory of the sums, once or twice, and 24
-    bytes for each row.
+    Cost: a sort, traffic of x once and of the sums three times; memory of the sums, once or twice,
+    and 24 bytes for each row.
     """
     with _common.launching(x=x):
         return _code_sums(x, index, num_codes)

@@ -1,7 +1,7 @@
 """Sampling of hard negatives in Triton: each tile of logits is perturbed and searched twice.
 
 A tile leaves the largest value of each of its rows, and of each of its columns with another noise,
-and where they are. These parts are merged in torch, chunk by chunk.
+and where they are. These parts are merged chunk by chunk.
 """
 
 import torch
@@ -26,6 +26,7 @@ from tilewise.kernels._contrast import (
 # Columns are a multiple of 4, as noise asks for.
 CHUNK_ROWS = 16384
 CHUNK_COLS = 16384
+MERGED, PARTS = 128, 16  # rows or columns that a program merges, and parts at a time
 
 # Two noises need registers. The interpreter pays by the operation, not by the element.
 TILES = _contrast.SMALLER_TILES | {
@@ -104,35 +105,80 @@ def negatives_tile(
     tl.store(row_index_ptr + at, index)
 
 
+@triton.jit
+def merge(
+    block, value_ptr, index_ptr, best_ptr, at_ptr, size, padded, parts, first,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):
+    """The largest of each column of parts, and of the best so far; of equals the first.
+
+    value_ptr, index_ptr (parts, padded): indices count from `first`, and where that is 0 nothing
+    was before. best_ptr, at_ptr (size,): -1 where all are -inf.
+    """
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    best = tl.load(best_ptr + i, mask=inside & (first > 0), other=float("-inf"))
+    at = tl.load(at_ptr + i, mask=inside & (first > 0), other=-1)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)[:, None]
+        keep = (part < parts) & inside[None, :]
+        place = part.to(tl.int64) * padded + i[None, :]
+        value = tl.load(value_ptr + place, mask=keep, other=float("-inf"))
+        index = tl.load(index_ptr + place, mask=keep, other=0)
+        largest = tl.max(value, 0)
+        lowest = tl.min(tl.where(value == largest[None, :], index, 2**31 - 1), 0)
+        better = largest > best
+        best = tl.where(better, largest, best)
+        at = tl.where(better, lowest.to(tl.int64) + first, at)
+    tl.store(best_ptr + i, best, mask=inside)
+    tl.store(at_ptr + i, at, mask=inside)
+
+
+@triton.jit(do_not_specialize=[
+    "rows", "cols", "row_parts", "col_parts", "padded_rows", "padded_cols", "first_row", "first_col"
+])
+def merge_negatives(
+    row_value_ptr, row_index_ptr, col_value_ptr, col_index_ptr,  # what negatives_tile stores
+    row_best_ptr, row_at_ptr, col_best_ptr, col_at_ptr,  # (rows,), (cols,) of the chunk, so far
+    rows, cols, row_parts, col_parts, padded_rows, padded_cols,
+    first_row, first_col,  # of the chunk
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):
+    """Merges the parts of a chunk with what those before it left: chunks come in order."""
+    block = tl.program_id(0)
+    blocks = tl.cdiv(rows, BLOCK)
+    if block < blocks:
+        merge(
+            block, row_value_ptr, row_index_ptr, row_best_ptr, row_at_ptr, rows, padded_rows,
+            row_parts, first_col, BLOCK, PARTS,
+        )
+    else:
+        merge(
+            block - blocks, col_value_ptr, col_index_ptr, col_best_ptr, col_at_ptr, cols,
+            padded_cols, col_parts, first_row, BLOCK, PARTS,
+        )
+
+
 class Side:
     """The images or the texts: the best of the others so far for each."""
 
-    def __init__(self, size: int, device: torch.device):
-        self.value = torch.full((size,), -torch.inf, device=device)
-        self.index = torch.full((size,), -1, dtype=torch.int64, device=device)
-
-    def add(self, at: slice, value: Tensor, index: Tensor, first: int) -> None:
-        """Merges (n, at) parts, whose indices count from `first`. Chunks come in order.
-
-        The lowest index of equal values stays, and -1 where all are -inf.
-        """
-        largest = value.amax(0)
-        lowest = index.masked_fill(value != largest, torch.iinfo(torch.int32).max).amin(0)
-        better = largest > self.value[at]
-        self.index[at] = torch.where(better, lowest.long() + first, self.index[at])
-        self.value[at] = torch.maximum(largest, self.value[at])
+    def __init__(self, size: int, others: int, device: torch.device):
+        self.value = torch.empty(size, dtype=torch.float32, device=device)
+        self.index = torch.empty(size, dtype=torch.int64, device=device)
+        if not others:
+            self.index.fill_(-1)
 
 
 class HardNegatives:
-    """One call's operands, and the launch on a chunk of them."""
+    """One call's operands, and the launches on a chunk of them."""
 
     def __init__(self, image_features, text_features, scale, seed, row_offset):
         self.launch = Launch.of(image_features, TILES)
         self.image = self.launch.operand(image_features)
         self.text = self.launch.operand(text_features)
         self.scale, self.seed, self.row_offset = scale, seed, row_offset
-        self.images = Side(len(self.image), self.image.device)
-        self.texts = Side(len(self.text), self.image.device)
+        self.images = Side(len(self.image), len(self.text), self.image.device)
+        self.texts = Side(len(self.text), len(self.image), self.image.device)
 
     def run(self, chunk: Chunk) -> None:
         """Searches a chunk and merges what is found there."""
@@ -144,8 +190,15 @@ class HardNegatives:
             chunk.rows.start, chunk.cols.start, self.row_offset, *row_parts, *col_parts,
             **self.launch.limit,
         )
-        self.images.add(chunk.rows, *row_parts, chunk.cols.start)
-        self.texts.add(chunk.cols, *col_parts, chunk.rows.start)
+        rows, cols = len(chunk.image), len(chunk.text)
+        merge_negatives[(triton.cdiv(rows, MERGED) + triton.cdiv(cols, MERGED),)](
+            *row_parts, *col_parts,
+            self.images.value[chunk.rows], self.images.index[chunk.rows],
+            self.texts.value[chunk.cols], self.texts.index[chunk.cols],
+            rows, cols, len(row_parts[0]), len(col_parts[0]),
+            row_parts[0].stride(0), col_parts[0].stride(0), chunk.rows.start, chunk.cols.start,
+            BLOCK=MERGED, PARTS=PARTS,
+        )
 
 
 def hard_negatives(

@@ -1,7 +1,5 @@
 """The sigmoid loss of SigLIP in Triton: a tile of logits becomes the tile of their gradients."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +16,7 @@ from tilewise.kernels._contrast import (
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._finish import Gradients, scale_one, total
 
 CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
@@ -79,7 +78,7 @@ def sigmoid_tile(
     offset, image_ids_ptr, text_ids_ptr,  # see `matches`
     grad_ptr,  # (rows, cols) rounded up to whole tiles, unit stride in a row; None: loss only
     grad_stride,
-    sums_ptr,  # (3 or, without grad_ptr, 1, programs) float32: sums of loss, dz * dot, dz
+    sums_ptr,  # (programs, 3 or, without grad_ptr, 1) float32: sums of loss, dz * dot, dz
     scale_ptr, bias_ptr,  # one float32 each
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
@@ -99,32 +98,44 @@ def sigmoid_tile(
         (rows, cols, offset, image_ids_ptr, text_ids_ptr),
         (grad_ptr, tl.load(scale_ptr), tl.load(bias_ptr)), 0, EVEN, SCALE, PIECES,
     )
-    sums_ptr += tl.program_id(0)
-    tl.store(sums_ptr, tl.sum(sums[0]))
-    if grad_ptr is not None:
-        tl.store(sums_ptr + tl.num_programs(0), tl.sum(sums[1]) / SCALE)
-        tl.store(sums_ptr + 2 * tl.num_programs(0), tl.sum(sums[2]) / SCALE)
+    if grad_ptr is None:
+        tl.store(sums_ptr + tl.program_id(0), tl.sum(sums[0]))
+    else:
+        sums_ptr += 3 * tl.program_id(0)
+        tl.store(sums_ptr, tl.sum(sums[0]))
+        tl.store(sums_ptr + 1, tl.sum(sums[1]) / SCALE)
+        tl.store(sums_ptr + 2, tl.sum(sums[2]) / SCALE)
+
+
+@triton.jit(do_not_specialize=["programs", "count", "image_rows", "text_rows"])
+def finish_sigmoid(
+    sums_ptr,  # (programs, SUMS) float32, as sigmoid_tile leaves them
+    programs, count,  # count: what the loss is divided by
+    scale_ptr,
+    loss_ptr, d_scale_ptr, d_bias_ptr,  # out: one float32 each; None: not needed
+    # Both gradients by features, without a factor; and out, with it. See `Gradients`.
+    image_ptr, image_out_ptr, image_rows, text_ptr, text_out_ptr, text_rows, stride, depth,
+    SCALE: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):
+    """Adds up what tiles left, and scales gradients by logit_scale / (SCALE * count)."""
+    program = tl.program_id(0)
+    if program == 0:
+        size = count.to(tl.float64)
+        tl.store(loss_ptr, (total(sums_ptr, programs, SUMS) / size).to(tl.float32))
+        if d_scale_ptr is not None:
+            tl.store(d_scale_ptr, (total(sums_ptr + 1, programs, SUMS) / size).to(tl.float32))
+        if d_bias_ptr is not None:
+            tl.store(d_bias_ptr, (total(sums_ptr + 2, programs, SUMS) / size).to(tl.float32))
+    else:
+        factor = tl.div_rn(tl.load(scale_ptr), count.to(tl.float32) * SCALE)
+        gradients = (
+            image_ptr, image_out_ptr, image_rows, text_ptr, text_out_ptr, text_rows, stride,
+        )
+        scale_one(program - 1, gradients, depth, factor, ROWS, COLS)
 
 
 def stored_scale(dtype: torch.dtype) -> float:
     return FLOAT16_SCALE if dtype == torch.float16 else 1.0
-
-
-def launch_tiles(
-    launch: Launch, chunk: Chunk, grad: Tensor | None, scale: Tensor, bias: Tensor
-) -> Tensor:
-    """Runs the kernel on one chunk of the logits; returns float64 sums: loss, dz * dot, dz.
-
-    `grad` (rows, cols) is a view of memory with room for whole tiles. Without it: loss only.
-    """
-    programs = math.prod(launch.grid(chunk))
-    sums = scale.new_empty(1 if grad is None else 3, programs)
-    launch.run(
-        sigmoid_tile, chunk, *chunk.matches, grad, 0 if grad is None else grad.stride(0),
-        sums, scale, bias,
-        THREADS=launch.threads, SCALE=stored_scale(chunk.image.dtype),
-    )
-    return sums.sum(1, dtype=torch.float64)
 
 
 def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, needs):
@@ -132,31 +143,37 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     image, text = launch.operand(image_features), launch.operand(text_features)
     need_image, need_text, need_scale, need_bias = needs
     size = _contrast.chunk_size(image, text, launch.tile, CHUNK_COLS, CHUNK_BYTES)
-    chunks = _contrast.chunks(image, text, positives, ids, size)
+    chunks = list(_contrast.chunks(image, text, positives, ids, size))
+    programs = launch.programs(chunks)
+    count = 3 if any(needs) else 1
+    sums = image.new_empty(sum(programs), count, dtype=torch.float32)
+    parts = iter(sums.split(programs))
 
-    def dz(chunk: Chunk, out: Tensor | None) -> Tensor:
-        return launch_tiles(launch, chunk, out, scale, bias)
+    def dz(chunk: Chunk, grad: Tensor | None) -> None:
+        launch.run(
+            sigmoid_tile, chunk, *chunk.matches, grad, 0 if grad is None else grad.stride(0),
+            next(parts), scale, bias,
+            THREADS=launch.threads, SCALE=stored_scale(image.dtype),
+        )
 
+    products = None, None
     if any(needs):
-        sums, d_image, d_text = launch.gradients(image, text, chunks, size, needs, dz)
-        sums = sums.expand(3)  # of no chunk it is one 0
+        products = launch.products(image, text, chunks, size, (need_image, need_text), dz)
     else:
-        zero = image.new_zeros(1, dtype=torch.float64)
-        sums = sum((dz(chunk, None) for chunk in chunks), zero)
-        d_image, d_text = (image.new_empty(0, dtype=torch.float32) for _ in range(2))
-    count, depth = max(len(image), 1), image_features.shape[1]
-    factor = scale.reshape(()) / (count * stored_scale(image.dtype))
-
-    def scalar(needed: bool, i: int) -> Tensor:
-        return (sums[i] / count).float() if needed else sums.new_empty(0, dtype=torch.float32)
-
-    return (
-        scalar(True, 0),
-        d_image.mul_(factor)[..., :depth].contiguous(),
-        d_text.mul_(factor)[..., :depth].contiguous(),
-        scalar(need_scale, 1),
-        scalar(need_bias, 2),
+        for chunk in chunks:
+            dz(chunk, None)
+    gradients = Gradients.of(products, image_features.shape[1], image)
+    loss = sums.new_empty(())
+    d_scale, d_bias = (
+        sums.new_empty(() if needed else 0) for needed in (need_scale, need_bias)
     )
+    finish_sigmoid[(gradients.programs,)](
+        sums, len(sums), max(len(image), 1), scale,
+        loss, d_scale if need_scale else None, d_bias if need_bias else None,
+        *gradients.arguments,
+        SCALE=stored_scale(image.dtype), SUMS=count, **gradients.constants,
+    )
+    return loss, *gradients.results, d_scale, d_bias
 
 
 def sigmoid_loss(

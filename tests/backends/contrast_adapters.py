@@ -22,6 +22,7 @@ from tests.common.contrastive_cases import Case, ids, related, unrelated
 from tests.ops import test_itc_loss, test_sigmoid_loss
 from tests.ops.test_itc_loss import Problem
 from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
+from tests.triton_tools.checker import Updated
 from tilewise.kernels import (
     _cross_entropy,
     clip_loss,
@@ -118,7 +119,13 @@ SIGMOID = Contrast(
         Case("chunks-ids", related(70, 100, 20), positives=ids(70, 100, 60)),
     ],
     small={"CHUNK_COLS": 48, "CHUNK_BYTES": 64 * 64 * 2},
-    outputs={sigmoid_loss.sigmoid_tile: ["grad_ptr", "sums_ptr"]}, workspace={"grad_ptr": 8192},
+    outputs={
+        sigmoid_loss.sigmoid_tile: ["grad_ptr", "sums_ptr"],
+        sigmoid_loss.finish_sigmoid: [
+            "loss_ptr", "d_scale_ptr", "d_bias_ptr", "image_out_ptr", "text_out_ptr",
+        ],
+    },
+    workspace={"grad_ptr": 8192},
     gradients=4, offsets=(0, -40, 1000, -1000, 2**40, -(2**40), None),
 )
 
@@ -310,6 +317,9 @@ NEGATIVES = Contrast(
     outputs={
         hard_negatives.negatives_tile: [
             "row_value_ptr", "row_index_ptr", "col_value_ptr", "col_index_ptr",
+        ],
+        hard_negatives.merge_negatives: [
+            Updated(f"{side}_{what}_ptr") for side in ("row", "col") for what in ("best", "at")
         ],
     },
     workspace={"row_value_ptr": 256, "col_value_ptr": 256},

@@ -6,6 +6,7 @@ Contracts of the ops over all image-text pairs, which share an engine, are in th
 import inspect
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_memory_accesses_over_chunks(small_chunks, contrast: Contrast):
     problem = contrast.chunked[0]
     with checked(contrast.outputs) as launches:
         contrast.run(problem, contrast.tensors(problem, HALF))
-    assert len(launches) >= 4 * len(contrast.outputs)
+    assert max(Counter(launch.kernel for launch in launches).values()) >= 4
 
 
 @every_contrast

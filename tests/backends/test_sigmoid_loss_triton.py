@@ -8,17 +8,15 @@ from tests.backends.contrast_adapters import SIGMOID, features
 from tests.common.contrastive_cases import Case, related
 from tests.ops.test_sigmoid_loss import outputs
 from tests.triton_tools.checker import MemoryFault, checked
-from tilewise.kernels import _contrast
 from tilewise.kernels import sigmoid_loss as kernels
+from tilewise.kernels._contrast import Launch
 
 
-def test_checker_sees_a_workspace_without_room_for_whole_tiles():
-    image, text = Case("small", related(33, 40, 16)).features(torch.bfloat16)
-    one, launch = torch.ones(()), _contrast.Launch.of(image, kernels.TILES)
-    chunk, = _contrast.chunks(image, text, 0, None, (33, 40))
-    grad = torch.empty(33, 40, dtype=torch.bfloat16)
+def test_checker_sees_a_workspace_without_room_for_whole_tiles(monkeypatch):
+    case = Case("small", related(33, 40, 16))
+    monkeypatch.setattr(Launch, "workspace", lambda self, image, size: image.new_empty(size))
     with pytest.raises(MemoryFault), checked(SIGMOID.outputs):
-        kernels.launch_tiles(launch, chunk, grad, one, one)
+        SIGMOID.run(case, features(case, torch.bfloat16))
 
 
 @pytest.mark.parametrize("z", [1.0, 20.0, 60.0])

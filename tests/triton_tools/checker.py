@@ -12,7 +12,8 @@ raises MemoryFault at the end of the first launch in which a program
 - used an atomic: on the default path nothing may depend on the order of programs;
 
 or in which an element of an output was never stored. An output may be a view of a larger tensor:
-its whole storage may be stored to, the view must be.
+its whole storage may be stored to, the view must be. What is an input too may be loaded before it
+is stored to, by the program that does it.
 """
 
 import contextlib
@@ -39,6 +40,10 @@ class MemoryFault(AssertionError):
     """What a kernel did wrong, with program, argument and element of its storage."""
 
 
+class Updated(str):
+    """An output that holds what an earlier launch left: a program may load it before it stores."""
+
+
 class _Memory:
     """The storage of one or more arguments, and which program touched each of its elements."""
 
@@ -51,10 +56,14 @@ class _Memory:
         self.readable = np.zeros(count, bool)
         self.required = np.zeros(count, bool)
         self.is_output = False
+        self.in_place = False  # an input and an output
         self.writer = np.full(count, NOBODY)
         self.reader = np.full(count, NOBODY)
 
-    def add(self, name: str, tensor: Tensor, is_output: bool) -> None:
+    def add(self, name: str, tensor: Tensor, outputs: Sequence[str]) -> None:
+        is_output = name in outputs
+        self.in_place |= bool(self.names) and self.is_output != is_output
+        self.in_place |= any(isinstance(x, Updated) for x in outputs if x == name)
         self.names.append(name)
         self.is_output |= is_output
         elements = np.array(tensor.storage_offset())
@@ -72,7 +81,7 @@ class _Launch:
             value = value.base if isinstance(value, TensorDescriptor) else value
             if isinstance(value, Tensor):
                 key = value.untyped_storage().data_ptr()
-                memories.setdefault(key, _Memory(value)).add(name, value, name in outputs)
+                memories.setdefault(key, _Memory(value)).add(name, value, outputs)
         self.memories = sorted(memories.values(), key=lambda memory: memory.start)
         self.fault: str | None = None
 
@@ -85,7 +94,7 @@ class _Launch:
         """Checks an access; returns the mask without what lies outside of every tensor."""
         addresses = np.asarray(pointers.data).astype(np.int64)
         inside = np.zeros(addresses.shape, bool)
-        active = np.broadcast_to(np.asarray(mask.data), addresses.shape)
+        active = np.broadcast_to(np.asarray(mask.data).astype(bool), addresses.shape)
         for memory in self.memories:
             here = (addresses >= memory.start) & (addresses < memory.stop)
             inside |= here
@@ -107,8 +116,10 @@ class _Launch:
 
         writer, reader = memory.writer[elements], memory.reader[elements]
         if verb == "load" and memory.is_output:
-            expect(writer != NOBODY, "loads, before any store,")
-            expect(writer == program, "races: it loads what another program stores:")
+            if not memory.in_place:
+                expect(writer != NOBODY, "loads, before any store,")
+            mine = (writer == program) | (writer == NOBODY)
+            expect(mine, "races: it loads what another program stores:")
             memory.reader[elements] = program
         elif verb == "load":
             expect(memory.readable[elements], "loads out of bounds of the view:")
