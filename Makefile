@@ -58,6 +58,9 @@ mutants: build  ## plant faults in copies of the tree: each must be found by a t
 gate: build  ## compile all Triton kernels; GATE="--changed --write": renew what is out of date
 	$(PY) -m tests.triton_tools.gate $(GATE)
 
+launches: build  ## count what each op launches on a GPU, into kernels/launches.csv
+	$(PY) -m tests.triton_tools.launches
+
 fuzz: build  ## the random tests for minutes instead of seconds
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests -k random --timeout=0
 

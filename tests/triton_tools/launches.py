@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -94,6 +94,9 @@ def counted() -> Iterator[Count]:
     def launch(kernel, *args, grid, warmup, **kwargs):
         count.triton[kernel.fn.__name__] += 1
 
+    def wait(x, *arguments):
+        raise Synchronised("a tensor is copied to the host")
+
     def product(out, a, b, accumulate):
         count.torch["addmm" if accumulate else "mm"] += 1
 
@@ -102,6 +105,7 @@ def counted() -> Iterator[Count]:
         mock.patch.object(InterpretedFunction, "run", launch),
         mock.patch.object(_common, "add_product", product),
         mock.patch.object(_common, "architecture", lambda device: ARCHITECTURE),
+        mock.patch.multiple(torch.Tensor, tolist=wait, numpy=wait, cpu=wait),
         mock.patch.object(_backend, "_interpreted", True),
         _backend.backend("triton"),
         count,
@@ -131,7 +135,7 @@ class Row(NamedTuple):
         return dict(zip(COLUMNS, values, strict=True))
 
 
-def passes(of: str, case: str, call: Callable[[], torch.Tensor], inputs: list) -> Iterator[Row]:
+def passes(of: str, case: str, call: Callable[[], Any], inputs: list) -> Iterator[Row]:
     """Forward and backward of what `call` gives, by the `inputs`."""
     with counted():  # what is made once a process is no part of a call
         call()
@@ -139,9 +143,10 @@ def passes(of: str, case: str, call: Callable[[], torch.Tensor], inputs: list) -
         result = call()
     yield Row(of, case, "forward", count)
     if inputs:
-        grad = torch.ones_like(result)
+        results = result if isinstance(result, tuple) else (result,)
+        grads = [torch.ones_like(x) for x in results]
         with counted() as count:
-            torch.autograd.grad(result, inputs, grad)
+            torch.autograd.grad(results, inputs, grads)
         yield Row(of, case, "backward", count)
 
 
