@@ -73,7 +73,7 @@ bench: build  ## measure, into out/bench: make bench OP=sigmoid_loss DEVICE=cpu
 bench-record: build  ## the same into benchmarks/results, of a clean and fully tested commit
 	$(PY) -m benchmarks.run --op $(OP) --device $(DEVICE) --record
 
-bench-quick: build  ## a minute of every op, into out/bench
+bench-quick: build  ## a minute of every op, into out/bench; fails where a small call is slow
 	$(PY) -m benchmarks.run --op all --device $(DEVICE) --quick --no-verify
 
 check: build  ## lint, format and types

@@ -55,6 +55,21 @@ def flops(case: Case, kind: str) -> int:
     return (4 if kind == bench.TRAINING else 1) * 2 * case.sizes["B"] ** 2 * case.sizes["D"]
 
 
+def operator(inputs: bench.Inputs) -> bench.Call:
+    """The dispatcher's, with all gradients."""
+    image, text, scale = (x.detach() for x in inputs.values())
+    op = torch.ops.tilewise.clip_loss.default
+    return lambda: op(image, text, scale, 0, None, None, 0.0, True, True, True)
+
+
 BENCHMARK = bench.Benchmark(
-    CASES, Case({"B": 512, "D": 256}), inputs, implementations, sigmoid_loss.moved, flops, axis="B"
+    CASES,
+    Case({"B": 512, "D": 256}),
+    inputs,
+    implementations,
+    sigmoid_loss.moved,
+    flops,
+    axis="B",
+    small_calls=sigmoid_loss.SMALL,
+    operator=operator,
 )

@@ -8,9 +8,9 @@ import tilewise as tw
 from benchmarks import baselines
 from benchmarks.harness import bench
 from benchmarks.harness.bench import FORWARD, Case
-from benchmarks.nearest_code import flops, sized
+from benchmarks.nearest_code import SMALL, flops, sized
 
-INDEX_ADD = "index_add"
+INDEX_ADD, ONE_HOT = "index_add", "one-hot"
 
 CASES = (
     sized(4096, 1024, 64, quick=True),
@@ -46,7 +46,7 @@ def implementations(device: str) -> dict[str, bench.Implementation]:
     return {
         bench.OURS: bench.of_function(tw.code_sums),
         bench.PRODUCTS: bench.Implementation(products, three),
-        "one-hot": bench.of_function(baselines.one_hot_code_sums, three),
+        ONE_HOT: bench.of_function(baselines.one_hot_code_sums, three),
         INDEX_ADD: bench.of_function(baselines.index_add_code_sums),
         "scatter_add": bench.of_function(baselines.scatter_add_code_sums),
         "bincount": bench.of_function(baselines.bincount_code_sums),
@@ -80,4 +80,6 @@ BENCHMARK = bench.Benchmark(
     baseline=INDEX_ADD,
     mistakes=mistakes,
     short=True,
+    small_calls=bench.small_calls("N K D", SMALL, FORWARD),
+    rival=ONE_HOT,
 )

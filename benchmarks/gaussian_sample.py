@@ -1,5 +1,6 @@
 """Gaussian samples with their divergence against the eager lines, torch.compile and diffusers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.harness.bench import FORWARD, TRAINING, Case
 
 
 def sized(b: int, d: int, dtype: str = "float32", **options) -> Case:
-    """A case of B latents of D elements, a multiple of 64."""
+    """A case of B latents of D elements."""
     return Case({"B": b, "D": d}, dtype, kinds=(FORWARD, TRAINING), sweep=True, **options)
 
 
@@ -27,10 +28,10 @@ CASES = (
 
 
 def inputs(case: Case, device: str) -> bench.Inputs:
-    """Mean and logvar (B, D / 64, 8, 8), and gradients of the results."""
+    """Mean and logvar (B, D / 64, 8, 8), or (B, D), and gradients of the results."""
     draw = bench.Normal(case, device)
     b, d = case.sizes.values()
-    shape = b, d // 64, 8, 8
+    shape = (b, d) if d % 64 else (b, d // 64, 8, 8)
     mean, logvar = (draw(*shape).requires_grad_() for _ in range(2))
     return {"mean": mean, "logvar": logvar, bench.GRADS: (draw(*shape), draw(b))}
 
@@ -82,4 +83,25 @@ def moved(case: Case, kind: str) -> int:
     return (8 if kind == TRAINING else 3) * b * d * case.torch_dtype.itemsize
 
 
-BENCHMARK = bench.Benchmark(CASES, Case({"B": 256, "D": 128}), inputs, implementations, moved)
+def operator(inputs: bench.Inputs) -> bench.Call:
+    """The dispatcher's two, forward and backward."""
+    mean, logvar = inputs["mean"].detach(), inputs["logvar"].detach()
+    ops, grads, seed = torch.ops.tilewise, inputs[bench.GRADS], torch.zeros((), dtype=torch.int64)
+    forward, backward = ops.gaussian_sample.default, ops.gaussian_sample_backward.default
+    rest = mean, logvar, seed, 0, -math.inf, math.inf
+
+    def call():
+        return *forward(*rest), *backward(*grads, *rest)
+
+    return call
+
+
+BENCHMARK = bench.Benchmark(
+    CASES,
+    Case({"B": 256, "D": 128}),
+    inputs,
+    implementations,
+    moved,
+    small_calls=bench.small_calls("B D", [(8, 16), (64, 128), (256, 256), (1, 16), (16, 64)]),
+    operator=operator,
+)

@@ -8,7 +8,7 @@ import torch
 import tilewise as tw
 from benchmarks import baselines
 from benchmarks.baselines import SOFTMAX
-from benchmarks.gumbel_softmax import sized
+from benchmarks.gumbel_softmax import SIZES, sized
 from benchmarks.harness import bench
 from benchmarks.harness.bench import FORWARD, OURS, Case
 
@@ -67,4 +67,6 @@ BENCHMARK = bench.Benchmark(
     implementations,
     moved,
     baseline=SOFTMAX,
+    small_calls=bench.small_calls("N K", SIZES, FORWARD),
+    rival=MULTINOMIAL,
 )

@@ -73,6 +73,21 @@ def moved(case: Case, kind: str) -> int:
     return tensors * case.sizes["N"] * case.sizes["K"] * case.torch_dtype.itemsize
 
 
+def operator(inputs: bench.Inputs) -> bench.Call:
+    """The dispatcher's two, forward and backward."""
+    logits, (grad,) = inputs["logits"].detach(), inputs[bench.GRADS]
+    ops, tau, seed = torch.ops.tilewise, torch.ones(()), torch.zeros((), dtype=torch.int64)
+    forward, backward = ops.gumbel_softmax.default, ops.gumbel_softmax_backward.default
+
+    def call():
+        y = forward(logits, tau, seed, 0, 1, False)
+        return backward(grad, y, tau, seed, 0, 1, False, False)
+
+    return call
+
+
+SIZES = [(1, 10), (32, 10), (128, 320), (8, 10), (1, 1024), (32, 100), (256, 256)]
+
 BENCHMARK = bench.Benchmark(
     CASES,
     Case({"N": 512, "K": 48}, kinds=(TRAINING, HARD_TRAINING)),
@@ -80,4 +95,7 @@ BENCHMARK = bench.Benchmark(
     implementations,
     moved,
     baseline=SOFTMAX,
+    small_calls=bench.small_calls("N K", SIZES),
+    rival=TORCH,
+    operator=operator,
 )

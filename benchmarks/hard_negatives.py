@@ -57,4 +57,7 @@ BENCHMARK = bench.Benchmark(
     moved,
     flops,
     axis="B",
+    small_calls=bench.small_calls(
+        "B D", [(8, 32), (64, 128), (256, 256), (16, 64), (32, 64)], bench.FORWARD
+    ),
 )

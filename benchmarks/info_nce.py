@@ -74,5 +74,14 @@ def moved(case: Case, kind: str) -> int:
 
 
 BENCHMARK = bench.Benchmark(
-    CASES, Case({"B": 128, "N": 320, "D": 64}), inputs, implementations, moved, flops, axis="B"
+    CASES,
+    Case({"B": 128, "N": 320, "D": 64}),
+    inputs,
+    implementations,
+    moved,
+    flops,
+    axis="B",
+    small_calls=bench.small_calls(
+        "B N D", [(8, 16, 32), (64, 128, 128), (256, 512, 256), (1, 8, 32), (16, 32, 64)]
+    ),
 )

@@ -66,5 +66,14 @@ def moved(case: Case, kind: str) -> int:
 
 
 BENCHMARK = bench.Benchmark(
-    CASES, Case({"B": 128, "Q": 600, "D": 64}), inputs, implementations, moved, flops, axis="Q"
+    CASES,
+    Case({"B": 128, "Q": 600, "D": 64}),
+    inputs,
+    implementations,
+    moved,
+    flops,
+    axis="Q",
+    small_calls=bench.small_calls(
+        "B Q D", [(8, 64, 32), (64, 512, 128), (256, 1024, 256), (16, 128, 64), (32, 256, 64)]
+    ),
 )

@@ -149,6 +149,8 @@ def moved(case: Case, kind: str) -> int:
     return (n + k) * d * case.torch_dtype.itemsize + 8 * n
 
 
+SMALL = [(1, 512, 64), (64, 512, 64), (256, 512, 64), (16, 512, 64), (16, 64, 16), (64, 8192, 64)]
+
 BENCHMARK = bench.Benchmark(
     CASES,
     Case({"N": 128, "K": 96, "D": 16}, kinds=(FORWARD,)),
@@ -158,4 +160,6 @@ BENCHMARK = bench.Benchmark(
     flops,
     baseline=ADDMM,
     mistakes=mistakes,
+    small_calls=bench.small_calls("N K D", SMALL, FORWARD),
+    rival="cdist",
 )

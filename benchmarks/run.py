@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.harness import plot, predict, registry, report, verify
+from benchmarks.harness import plot, predict, registry, report, small, verify
 from benchmarks.harness.bench import COMPILED, OURS, PRODUCTS, Case, Implementation, Inputs
 from benchmarks.harness.measure import (
     ROOT,
@@ -66,9 +66,15 @@ def _run(op: str, options: argparse.Namespace, meter: Meter) -> int:
         return 1
     if predicted:
         report.print_predictions(predicted, console)
-    for path in _write(options, run, rows, predicted):
+    short = run.small_calls()
+    if short:
+        small.print_table(short, console)
+    for path in _write(options, run, rows, predicted, short):
         console.print(f"wrote {path}")
-    return 0
+    slow = small.too_slow(short) if options.quick else []
+    for text in slow:
+        console.print(f"[bold red]small call too slow: {text}")
+    return 1 if slow else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -110,6 +116,7 @@ class Run:
         self.op, self.device, self.verified = op, options.device, verified
         self.benchmark = registry.load(op)
         self.quick, self.meter = options.quick, meter
+        self.whole = not (options.case or options.only)
         self.cases = _chosen_cases(self.benchmark.cases, options)
         self.implementations = _chosen(self.benchmark.implementations(self.device), options)
         self.seconds = QUICK_SECONDS if options.quick else SECONDS
@@ -131,6 +138,12 @@ class Run:
                 block = [row for row in rows if (row.case, row.kind) == (case.label, kind)]
                 self._add_times(case, kind, _measured(block))
         return rows
+
+    def small_calls(self) -> list[Row]:
+        """Rows of calls where overhead counts, in a run over everything."""
+        if self.device != "cpu" or not self.whole:
+            return []
+        return small.rows(self.op, self.benchmark, self.quick, self.verified)
 
     def _kinds(self, case: Case) -> tuple[str, ...]:
         return case.kinds[:1] if self.quick else case.kinds
@@ -274,11 +287,13 @@ def prepare(op: str, implementation: str, case: str, kind: str, device: str) -> 
 
 
 def _write(
-    options: argparse.Namespace, run: Run, rows: list[Row], predicted: list[Row]
+    options: argparse.Namespace, run: Run, rows: list[Row], predicted: list[Row], short: list[Row]
 ) -> list[Path]:
     """Writes CSV files and plots; returns their paths."""
     stem = options.out / f"{run.op}-{options.device}"
     tables = {stem.with_suffix(".csv"): rows}
+    if short:
+        tables[options.out / f"{run.op}-{options.device}-small.csv"] = short
     if predicted:
         tables[options.out / f"{run.op}-predicted.csv"] = predicted
     for path, content in tables.items():

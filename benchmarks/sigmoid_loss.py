@@ -88,6 +88,18 @@ def instructions(case: Case, kind: str) -> int:
     return 36 * case.sizes["B"] ** 2
 
 
+SMALL = bench.small_calls(
+    "B D", [(8, 32), (64, 128), (256, 256), (1, 32), (16, 64), (32, 64), (128, 256), (512, 512)]
+)
+
+
+def operator(inputs: bench.Inputs) -> bench.Call:
+    """The dispatcher's, with all gradients."""
+    image, text, scale, bias = (x.detach() for x in inputs.values())
+    op, none = torch.ops.tilewise.sigmoid_loss.default, (None, None)
+    return lambda: op(image, text, scale, bias, 0, *none, True, True, True, True)
+
+
 BENCHMARK = bench.Benchmark(
     CASES,
     Case({"B": 512, "D": 256}),  # torch.compile takes equal sizes to be one and the same
@@ -97,4 +109,6 @@ BENCHMARK = bench.Benchmark(
     flops,
     axis="B",
     instructions=instructions,
+    small_calls=SMALL,
+    operator=operator,
 )

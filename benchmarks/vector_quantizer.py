@@ -6,7 +6,7 @@ import tilewise as tw
 from benchmarks import baselines, nearest_code
 from benchmarks.harness import bench
 from benchmarks.harness.bench import TRAINING, Case
-from benchmarks.nearest_code import flops, sized
+from benchmarks.nearest_code import SMALL, flops, sized
 
 LUCIDRAINS = "lucidrains"
 
@@ -85,4 +85,5 @@ BENCHMARK = bench.Benchmark(
     moved,
     flops,
     baseline=LUCIDRAINS,
+    small_calls=bench.small_calls("N K D", SMALL),
 )

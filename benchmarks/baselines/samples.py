@@ -34,5 +34,5 @@ def eager_gaussian_sample(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]
     """A reparameterised sample and its divergence, as variational autoencoders write them."""
     std = torch.exp(0.5 * logvar)
     z = mean + std * torch.randn_like(std)
-    kl = 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar, dim=(1, 2, 3))
+    kl = 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar, dim=tuple(range(1, mean.dim())))
     return z, kl

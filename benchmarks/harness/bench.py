@@ -143,6 +143,8 @@ def call_of(
     def training():
         made = results()
         ends = [x for x in made if x.requires_grad]
+        if grads is None and len(ends) == 1 and not ends[0].dim():  # torch makes the one
+            return *(x.detach() for x in made), *torch.autograd.grad(ends, wanted)
         given = map(torch.ones_like, ends) if grads is None else grads
         # Rounded to a result's own dtype: that of a sum may be another one.
         given = [grad.to(x.dtype) for grad, x in zip(given, ends, strict=True)]
@@ -154,6 +156,16 @@ def call_of(
 def no_flops(case: Case, kind: str) -> int:
     """There is no matrix product."""
     return 0
+
+
+def small_calls(
+    names: str, sizes: Sequence[tuple[int, ...]], kind: str = TRAINING
+) -> tuple[Case, ...]:
+    """Cases of sizes with these names, separated by spaces; a quick run has the first ones."""
+    return tuple(
+        Case(dict(zip(names.split(), size, strict=True)), kinds=(kind,), quick=i < 3)
+        for i, size in enumerate(sizes)
+    )
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,9 @@ class Benchmark:
             many entries are wrong, and how many were looked at. Ours must have none.
         short: whether calls are so short that it shows what ran before them, and has filled the
             cache: each runs once more, untimed, just before it is timed.
+        small_calls: problems so small that what surrounds the kernel counts; see `small`.
+        rival: the implementation that these are compared with, if it is not the baseline.
+        operator: from inputs, a call of the dispatcher's operator alone, gradients included.
     """
 
     cases: tuple[Case, ...]
@@ -188,6 +203,9 @@ class Benchmark:
     baseline: str = EAGER
     mistakes: Callable[[Inputs], Callable[[Any], tuple[int, int]]] | None = None
     short: bool = False
+    small_calls: tuple[Case, ...] = ()
+    rival: str = ""
+    operator: Callable[[Inputs], Call] | None = None
 
     def case(self, label: str) -> Case:
         """The case of that label."""

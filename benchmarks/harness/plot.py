@@ -225,7 +225,8 @@ def _bytes(value: float) -> str:
 
 def main() -> None:
     """Draws what is tracked."""
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*-c*.csv")):
+    results = ROOT / "benchmarks" / "results"
+    for path in sorted([*results.glob("*-cpu.csv"), *results.glob("*-cuda.csv")]):
         op = path.stem.rsplit("-", 1)[0]
         for picture in draw(registry.load(op), read_csv(path), path.with_suffix("")):
             print(f"drew {picture.relative_to(ROOT)}")

@@ -95,7 +95,7 @@ def nearest_code(
         packed,
     )
     shape = x.shape[:-1] if k is None else (*x.shape[:-1], count)
-    return NearestCode(index.reshape(shape), distance.reshape(shape))
+    return NearestCode(index.view(shape), distance.view(shape))
 
 
 def prepare_codebook(codebook: Tensor, metric: str = "l2") -> PreparedCodebook:
