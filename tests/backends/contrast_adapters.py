@@ -174,7 +174,7 @@ def _check_cross_entropy(results, reference, eager, case: Smoothed, dtype, *side
     pair, outputs, smoothing = case.features(dtype), cross_entropy_cases.outputs, case.smoothing
     exact = [x.double() for x in pair]
     truth = outputs(reference, case, exact, torch.float64, smoothing)
-    ours = checked_gradients(dict(zip(truth, results, strict=True)), dtype, "d_rows", "d_cols")
+    ours = checked_gradients(dict(zip(truth, results, strict=True)), dtype, "d_image", "d_text")
     magnitudes = cross_entropy_cases.magnitudes(case, *exact, smoothing, *sides)
     assert_within_budget(ours, outputs(eager, case, pair, dtype, smoothing), truth, magnitudes)
 

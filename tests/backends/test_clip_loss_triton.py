@@ -40,7 +40,7 @@ def test_a_well_separated_pair_keeps_its_digits():
     case = Smoothed("", None, 100.5, smoothing=0.0)
     tensors = {"image": torch.tensor([[1.0, 0.9], [0.9, 1.0]]), "text": torch.eye(2)}
     _, d_image, *_ = CLIP.run(case, tensors)
-    assert (d_image / truth_of(case, tensors)["d_rows"] - 1).abs().max() < 5e-3
+    assert (d_image / truth_of(case, tensors)["d_image"] - 1).abs().max() < 5e-3
 
 
 def test_float16_gradients_of_large_batches_do_not_flush_to_zero():
@@ -48,7 +48,7 @@ def test_float16_gradients_of_large_batches_do_not_flush_to_zero():
     make = related(96, 96, 16, noise=0.0)
     case = Smoothed("tiny", make, logit_scale=14.0, smoothing=0.0)
     tensors = features(case, torch.float16)
-    truth = truth_of(case, tensors)["d_rows"]
+    truth = truth_of(case, tensors)["d_image"]
     assert (CLIP.run(case, tensors)[1].double() - truth).norm() < 1e-3 * truth.norm()
 
 

@@ -28,7 +28,7 @@ def outputs(
     loss = loss_function(*leaves, positives=case.positives, label_smoothing=smoothing)
     gradients = torch.autograd.grad(loss, leaves)
     return {
-        "loss": loss.detach(), **dict(zip(("d_rows", "d_cols", "d_scale"), gradients, strict=True))
+        "loss": loss.detach(), **dict(zip(("d_image", "d_text", "d_scale"), gradients, strict=True))
     }
 
 
@@ -57,7 +57,7 @@ def magnitudes(
 
     return {
         "loss": float(terms),
-        "d_rows": size * largest(dz @ y.abs()),
-        "d_cols": size * largest(dz.T @ x.abs()),
+        "d_image": size * largest(dz @ y.abs()),
+        "d_text": size * largest(dz.T @ x.abs()),
         "d_scale": float((dz * (x @ y.T).abs()).sum()),
     }

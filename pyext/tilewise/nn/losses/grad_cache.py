@@ -15,7 +15,7 @@ PLAIN = (type(None), bool, int, float)  # leaves of inputs that every micro-batc
 
 
 def grad_cache(
-    towers: Tower | Sequence[Tower],
+    towers: Tower | list[Tower] | tuple[Tower, ...],
     loss: Callable[..., Tensor],
     *inputs: Any,
     micro_batch: int,
@@ -74,17 +74,13 @@ def grad_cache(
         >>> optimizer.step()
     """
     size = _numbers.integer("micro_batch", micro_batch, least=1)
-    several = isinstance(towers, (list, tuple))
-    if several and len(towers) != len(inputs):
-        raise ValueError(f"inputs: expected {len(towers)}, one a tower, got {len(inputs)}")
-    pairs = zip(towers, ((x,) for x in inputs), strict=True) if several else [(towers, inputs)]
-    caches = [_Cache(tower, _split(given, size)) for tower, given in pairs]
+    caches = _caches(towers, inputs, size)
     training = torch.is_grad_enabled()
     with torch.no_grad(), _buffers_restored([cache.module for cache in caches if training]):
         features = [cache.features() for cache in caches]
     torch.clear_autocast_cache()  # weights cast there have no graph; newer torch sees to it itself
 
-    given = features if several else features[0]
+    given = features if isinstance(towers, (list, tuple)) else features[0]
     if isinstance(given, dict):
         value = loss(**given)
     else:
@@ -96,6 +92,16 @@ def grad_cache(
             shared = any(other.module is cache.module for other in caches[i + 1 :])
             cache.backward(reduce=not shared)
     return value.detach()
+
+
+def _caches(
+    towers: Tower | list[Tower] | tuple[Tower, ...], inputs: tuple, size: int
+) -> list["_Cache"]:
+    if not isinstance(towers, (list, tuple)):
+        return [_Cache(towers, _split(inputs, size))]
+    if len(towers) != len(inputs):
+        raise ValueError(f"inputs: expected {len(towers)}, one a tower, got {len(inputs)}")
+    return [_Cache(tower, _split((x,), size)) for tower, x in zip(towers, inputs, strict=True)]
 
 
 class _Cache:
@@ -141,7 +147,7 @@ class _Cache:
                 ]
                 if ends:
                     with _no_autocast(ends[0][0]):
-                        torch.autograd.backward(*zip(*ends, strict=True))
+                        torch.autograd.backward([x for x, _ in ends], [grad for _, grad in ends])
 
     def _parts(self, grad: Tensor | None, k: int) -> Sequence[Tensor | None]:
         """Each micro-batch's part of the gradient of result k; the last one's, of one number."""
