@@ -108,6 +108,15 @@ def leaves_nothing_behind(default_device, poisoned_memory):
 
 
 @pytest.fixture
+def one_thread():
+    """So little work in each op is done sooner than a second thread wakes up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def threads():
     """torch.set_num_threads, undone after the test."""
     before = torch.get_num_threads()

@@ -1,14 +1,12 @@
 """Choice of the backend that serves a call, and life without the extension."""
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 
 import tilewise as tw
+from tests.common import fresh
 from tilewise import _backend, _extension
 
 X, Y = torch.randn(5, 4), torch.randn(5, 4)
@@ -29,9 +27,7 @@ x = torch.randn(5, 4, requires_grad=True)
 def run(code, absent=None, prelude="", **environment):
     if absent:
         prelude = f"import sys; sys.modules[{absent!r}] = None"
-    code = prelude + USE + code
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env={**os.environ, **environment})
+    return fresh.run(prelude + USE + code, **environment)
 
 
 def test_backend_forces_and_restores():
@@ -131,7 +127,7 @@ def test_an_extension_that_does_not_load_is_explained():
 def test_a_binary_for_another_torch_is_refused():
     pretend = "import torch; torch.__version__ = '1.0.0+cpu'\n"
     use = "import tilewise as tw; tw.backends(); x = torch.ones(2, 2); tw.sigmoid_loss(x, x, 1)"
-    child = subprocess.run([sys.executable, "-c", pretend + use], capture_output=True, text=True)
+    child = fresh.run(pretend + use)
     assert child.returncode == 0, child.stderr
     assert "built for torch 2" in child.stdout and "running torch 1.0.0" in child.stdout
     assert "no kernel serves" in child.stderr

@@ -1,14 +1,10 @@
 """The C++ backend of the random ops: tiles, threads, instruction sets, memory."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
+from tests.common import fresh
 from tests.common.concurrency import holds_after_fork, in_threads
 from tests.common.random_cases import CASES, DTYPES, HALVES, Case, largest, masked, normal, strided
 from tests.ops import test_gaussian_sample, test_gumbel_argmax, test_gumbel_softmax
@@ -119,7 +115,7 @@ def test_after_fork():
 
 
 SCRIPT = """
-import sys, torch, tilewise as tw
+import os, torch, tilewise as tw
 from tests.ops import test_gaussian_sample, test_gumbel_argmax, test_gumbel_softmax, test_philox
 from tests.backends import test_gumbel_softmax_cpu as cpu
 from tilewise import _extension
@@ -137,7 +133,7 @@ with tw.backend("cpu"):
         cpu.test_every_row_length(start)
     for dtype in (torch.float32, torch.bfloat16):
         cpu.test_big_gaussian((7, 65, 33), dtype)
-    torch.save([cpu.everything(case) for case in cpu.BIG], sys.argv[1])
+    torch.save([cpu.everything(case) for case in cpu.BIG], os.environ["RESULTS"])
 print(_extension.build_info()["cpu_capability"])
 """
 CHECKED = [case for case in CASES if case.make().numel()] + BIG[3:]
@@ -155,21 +151,18 @@ def assert_alike(ours, theirs):
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_every_instruction_set(capability, tmp_path):
     """ATEN_CPU_CAPABILITY lowers what is used: the words stay, values move by roundings."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-    child = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "results")], env=environment,
-        capture_output=True, text=True,
-    )
+    results = tmp_path / "results"
+    child = fresh.run(SCRIPT, ATEN_CPU_CAPABILITY=capability, RESULTS=str(results))
     assert child.returncode == 0, child.stderr[-2000:]
     best = torch.backends.cpu.get_cpu_capability()
     expected = "AVX2" if capability == "avx2" and best in ("AVX2", "AVX512") else "DEFAULT"
     assert child.stdout.split()[-1] == expected
-    for case, theirs in zip(BIG, torch.load(tmp_path / "results"), strict=True):
+    for case, theirs in zip(BIG, torch.load(results), strict=True):
         assert_alike(everything(case), theirs)
 
 
 def prepare_memory(op, rows, cols, dtype="float32", backward=False):
-    """Runs in a process of its own: see benchmarks.harness.measure.peak_bytes."""
+    """Runs in a process of its own: see tests.common.fresh."""
     x = torch.randn(rows, cols).to(getattr(torch, dtype)).requires_grad_(backward)
     call = {
         "soft": lambda x: tw.gumbel_softmax(x, seed=1),
@@ -204,7 +197,7 @@ def test_memory_is_that_of_the_results():
     cases = [dict(op=op, backward=backward, dtype=dtype, rows=ROWS, cols=COLS)
              for op, backward, dtype, _ in MEMORY]
     for (op, backward, dtype, times), peak in zip(
-        MEMORY, peak_bytes_each(prepare_memory, cases), strict=True
+        MEMORY, fresh.peak_bytes_each(prepare_memory, cases), strict=True
     ):
         size = ROWS * COLS * (2 if dtype == "bfloat16" else 4)
         extra = peak - times * size

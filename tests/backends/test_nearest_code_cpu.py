@@ -1,15 +1,11 @@
 """The C++ backend of nearest_code: the ladder of filters, tiles, threads, memory."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
+from tests.common import fresh
 from tests.common.codebook_cases import CASES
 from tests.common.concurrency import holds_after_fork, in_threads
 from tests.ops.test_nearest_code import METRICS, assert_same, check
@@ -141,7 +137,7 @@ def test_a_codebook_packed_elsewhere_is_refused():
 
 
 def prepare_memory(rows, dim, codes, kind):
-    """Runs in a process of its own: see benchmarks.harness.measure.peak_bytes_each."""
+    """Runs in a process of its own: see tests.common.fresh."""
     torch.manual_seed(0)
     x, codebook = torch.randn(rows, dim), torch.randn(codes, dim)
     if kind == "clusters":  # float32 has to help
@@ -155,7 +151,7 @@ def test_memory_is_linear():
     """No N x K: that would be 512 MiB in the larger problem."""
     kinds, sizes = ("normal", "clusters"), ((4096, 2048), (16384, 8192))
     cases = [dict(rows=n, dim=16, codes=k, kind=kind) for kind in kinds for n, k in sizes]
-    peaks = peak_bytes_each(prepare_memory, cases)
+    peaks = fresh.peak_bytes_each(prepare_memory, cases)
     for kind, small, large in zip(kinds, peaks[::2], peaks[1::2], strict=True):
         linear = 16384 * 24 + 8192 * (16 + 80) + (8192 * 64 if kind == "clusters" else 0)
         figures = f"{kind}: {small / 2**20:.1f} -> {large / 2**20:.1f} MiB"
@@ -194,11 +190,8 @@ def test_every_instruction_set_and_integer_unit(capability, unit):
     best, order = torch.backends.cpu.get_cpu_capability(), ["DEFAULT", "AVX2", "AVX512"]
     if best in order and order.index(capability.upper()) > order.index(best):
         pytest.skip(f"this CPU has {best}; torch, told to use more, dies of it")
-    environment = {
-        **os.environ, "ATEN_CPU_CAPABILITY": capability, "TILEWISE_INTEGER_UNIT": unit
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", UNIT_SCRIPT], env=environment, capture_output=True, text=True
+    child = fresh.run(
+        UNIT_SCRIPT, ATEN_CPU_CAPABILITY=capability, TILEWISE_INTEGER_UNIT=unit
     )
     assert child.returncode == 0, child.stderr[-2000:]
     used_capability, used_unit = child.stdout.split()

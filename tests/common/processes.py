@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import datetime
 import functools
-import multiprocessing
 import tempfile
 import time
 import traceback
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.common.fresh import CONTEXT
 
 WORLDS = (2, 3, 4)
 
@@ -64,12 +65,9 @@ class Processes:
         self.present: tuple | None = None
 
     def _start(self) -> None:
-        # One process imports everything, and is forked before it computes anything.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "tilewise", "tests.common.processes"])
         for rank in range(self.count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
             self.workers.append((process, ours))

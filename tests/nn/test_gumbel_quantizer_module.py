@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import DEVICE
+from tests.common.fresh import peak_bytes_each
 from tests.common.gumbel_cases import quantizer, step
 from tests.common.quantizer_cases import CLOSE, NoHostReads, rows
 from tilewise import _backend

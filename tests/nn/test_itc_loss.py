@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 
 import tilewise as tw
+from tests.common import fresh
 from tests.common.contrastive_cases import DEVICE
 from tests.common.quantizer_cases import NoHostReads, rows
 
@@ -346,7 +346,7 @@ def test_processes_share_their_queues(tmp_path):
 
     Parts of unequal size are an error in both.
     """
-    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    fresh.run_all(process, 2, str(tmp_path))
     _, alone = trained(slice(None))
     for rank, part in enumerate(PARTS):
         losses, states = torch.load(tmp_path / f"{rank}.pt")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
+from tests.common import fresh
 from tests.common.contrastive_cases import DEVICE
 from tests.common.quantizer_cases import CLOSE, HEADS, quantizer, residual, rows
 
@@ -92,7 +92,7 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors")
 def test_processes_agree(tmp_path: Path):
-    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    fresh.run_all(process, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for ours, theirs, alone in zip(first[0], second[0], trained(slice(None)), strict=True):
         for key, value in ours.items():

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import DEVICE
+from tests.common.fresh import peak_bytes_each
 from tests.common.quantizer_cases import (
     CLOSE,
     HEADS,

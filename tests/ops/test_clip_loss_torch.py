@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes
+from tests.common.compilers import once
 from tests.common.contrastive_cases import Case, related
+from tests.common.fresh import peak_bytes_each
 from tests.ops.test_clip_loss import check
 
 
@@ -26,7 +27,9 @@ def test_only_the_gradients_asked_for(flags):
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
 def test_compiled_training_step(compiler):
     torch._dynamo.reset()
-    compiled = torch.compile(tw.clip_loss, fullgraph=True, backend=compiler)
+    compiled = torch.compile(
+        tw.clip_loss, fullgraph=True, backend=compiler, dynamic=once(compiler)
+    )
     for count in (16, 19):
         gradients = []
         for function in (tw.clip_loss, compiled):
@@ -93,5 +96,5 @@ def prepare(rows: int):
 @pytest.mark.alone
 def test_memory_grows_with_the_rows_alone():
     """Eager keeps several matrices of rows x rows: 268 MB each at 8192."""
-    small, large = (peak_bytes(prepare, rows=rows) for rows in (4096, 8192))
+    small, large = peak_bytes_each(prepare, [{"rows": rows} for rows in (4096, 8192)])
     assert large < 100e6 and large - small < 20e6

@@ -5,6 +5,7 @@ import torch
 
 import tilewise as tw
 from tests.common import random_cases as cases
+from tests.common.compilers import compilers, once
 from tests.common.random_cases import KERNELS, NAN, backends, kernels, masked, normal
 
 backend = pytest.fixture(cases.serve)
@@ -113,14 +114,10 @@ def step(x, tau, hard):
     return (y * x.detach().cos()).sum()
 
 
-COMPILED = [(backend, "aot_eager", hard) for backend in KERNELS for hard in (False, True)]
-
-
-@pytest.mark.parametrize("backend, compiler, hard", [*COMPILED, (KERNELS[0], "inductor", False)],
-                         indirect=["backend"])
+@compilers("hard", (False, True))
 def test_compiled(backend, compiler, hard):
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=once(compiler))
     for rows in (4, 4, 7):
         x, tau = normal(rows, 5).float().requires_grad_(), torch.tensor(0.5, requires_grad=True)
         results = []

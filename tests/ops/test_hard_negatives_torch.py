@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import DEVICE, Case, ids, related
+from tests.common.fresh import peak_bytes_each
 
 OPERATORS = {"cpu": torch.ops.tilewise, "triton": torch.ops.tilewise_triton}
 KERNELS = [name for name in OPERATORS if name == "triton" or DEVICE == "cpu"]
@@ -26,15 +26,14 @@ def features(b=20, n=20, d=8):
     return Case("f", related(b, n, d)).features(torch.float32)
 
 
-@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
-def test_compiled(compiler):
+def test_compiled():
     torch._dynamo.reset()
 
     def step(image, text, seed):
         of_image, of_text = tw.hard_negatives(2 * image, text, 10.0, seed=seed)
         return of_image, of_text, text[of_image.clamp(min=0)]
 
-    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, backend="inductor", dynamic=True)
     for rows in (16, 23):
         arguments = *features(rows, rows + 1), torch.tensor(rows)
         for ours, theirs in zip(compiled(*arguments), step(*arguments), strict=True):

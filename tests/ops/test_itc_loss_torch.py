@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import tilewise as tw
-from benchmarks.harness.measure import peak_bytes_each
 from tests.common.contrastive_cases import Case, ids, related
+from tests.common.fresh import peak_bytes_each
 from tests.ops.test_itc_loss import Problem
 
 
@@ -47,8 +47,7 @@ def test_only_the_gradients_asked_for(flags, teacher):
             assert gradient.shape == (0,)
 
 
-@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
-@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("compiler, with_ids", [("inductor", True), ("aot_eager", False)])
 def test_compiled_training_step(compiler, with_ids):
     """Alpha changes from step to step, as in a warm-up: a float or, with ids, a tensor."""
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import tilewise as tw
 from tests.common.codebook_cases import CASES
+from tests.common.compilers import compilers, once
 from tests.common.contrastive_cases import DEVICE
 from tilewise.reference.nearest_code import NearestCode, _distance
 
@@ -40,17 +42,32 @@ def check(x, codebook, *args, **kwargs):
     )
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_same_as_reference(backend, case, metric):
-    check(*case.tensors(), metric)
+def searches(names, *options, always=()):
+    """Every backend, case and combination of options, of which most are slow where programs are
+    interpreted: there each case has one, in turn, and those in `always` have all."""
+    combinations, found = list(itertools.product(*options)), []
+    for backend, (i, name) in itertools.product(BACKENDS, enumerate(names)):
+        turn = combinations[5 * i % len(combinations)]
+        for values in combinations:
+            quick = backend == "cpu" or DEVICE != "cpu" or name in always or values == turn
+            marks = [] if quick else [pytest.mark.slow]
+            found.append(pytest.param(backend, name, *values, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("backend, name, metric", searches(
+    BY_NAME, METRICS, always=["near", "common_offset", "zeros", "infinities"]
+), indirect=["backend"])
+def test_same_as_reference(backend, name, metric):
+    check(*BY_NAME[name].tensors(), metric)
 
 
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("name", ["normal-100x129x33", "near", "common_offset", "scales", "zeros"])
+@pytest.mark.parametrize("backend, name, dtype", searches(
+    ["normal-100x129x33", "near", "common_offset", "scales", "zeros"], HALVES
+), indirect=["backend"])
 def test_half_precision_is_exact_on_its_own_values(backend, name, dtype):
     case = BY_NAME[name]
     check(*case.tensors(dtype))
@@ -58,9 +75,9 @@ def test_half_precision_is_exact_on_its_own_values(backend, name, dtype):
     check(*case.tensors(dtype, torch.float32))
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("k", [1, 2, 5, 16])
-@pytest.mark.parametrize("name", ["near", "duplicates", "integers", "nan_codes", "no_finite_code"])
+@pytest.mark.parametrize("backend, name, metric, k", searches(
+    ["near", "duplicates", "integers", "nan_codes", "no_finite_code"], METRICS, [5, 2, 16, 1]
+), indirect=["backend"])
 def test_the_k_nearest_in_order(backend, name, k, metric):
     check(*BY_NAME[name].tensors(), metric, k)
 
@@ -113,7 +130,9 @@ def test_any_strides(backend):
     check(x, codebook[:1].expand(70, -1))
 
 
-@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("backend, k", [
+    *(("cpu", k) for k in (None, 3) if "cpu" in BACKENDS), ("triton", 3),
+], indirect=["backend"])
 def test_any_leading_shape(backend, k):
     x, codebook = BY_NAME["normal-100x129x33"].tensors()
     flat = tw.nearest_code(x, codebook, k=k)
@@ -244,7 +263,7 @@ def test_prepared_codebooks_of_inference_mode(backend):
         assert_same(tw.nearest_code(x, ready), tw.nearest_code(x, codebook))
 
 
-@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
+@compilers()
 def test_compiled(backend, compiler):
     torch._dynamo.reset()
 
@@ -252,7 +271,7 @@ def test_compiled(backend, compiler):
         index, distance = tw.nearest_code(x, codebook)
         return codebook[index], distance.mean()
 
-    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    compiled = torch.compile(step, fullgraph=True, backend=compiler, dynamic=once(compiler))
     codebook = torch.randn(30, 8, requires_grad=True)
     for count in (16, 16, 19):
         x = torch.randn(count, 8, requires_grad=True)

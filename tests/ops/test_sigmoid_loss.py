@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import tilewise as tw
 from benchmarks.baselines import eager_sigmoid_loss
 from tests.common.budget import assert_within_budget
+from tests.common.compilers import compilers, once
 from tests.common.contrastive_cases import CASES, DEVICE, Case, ids, related
 from tilewise.reference._matches import matches
 
@@ -214,13 +215,12 @@ def model_loss(model, images, texts):
     )
 
 
-@pytest.mark.parametrize("compiler, autocast", [
-    ("inductor", False), ("aot_eager", False), ("aot_eager", True),
-    pytest.param("inductor", True, marks=pytest.mark.slow),
-])
+@compilers("autocast", (False, True))
 def test_compiled_training_step(backend, compiler, autocast):
     torch._dynamo.reset()
-    compiled_loss = torch.compile(model_loss, fullgraph=True, backend=compiler)
+    compiled_loss = torch.compile(
+        model_loss, fullgraph=True, backend=compiler, dynamic=once(compiler)
+    )
     plain, compiled = towers(), towers()
     for count in (16, 16, 19):  # another batch size must not break the graph either
         images, texts = torch.randn(count, 12), torch.randn(count, 10)

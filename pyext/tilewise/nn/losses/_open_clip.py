@@ -62,7 +62,7 @@ def check_place(peers: Peers, rank: int, world_size: int) -> None:
         )
 
 
-@torch.compiler.disable  # the exchanges are not traced
+@torch._disable_dynamo  # the exchanges are not traced; the public name imports dynamo at once
 def loss_over_processes(
     module: Any,
     run: Callable[..., tuple[Tensor, _ring.Gradients]],
