@@ -81,7 +81,7 @@ void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t
   const Tensor pack = packed ? *packed : pack_codes(problem.search);
   problem.packed = packed_view(pack, problem.search);
   problem.search.norms = problem.packed.norms;
-  if (problem.packed.codes < k || needs_exact_search(pack)) return search_exact(problem, rows);
+  if (problem.packed.answers < k || needs_exact_search(pack)) return search_exact(problem, rows);
   search_exact(problem, search_float(problem, search_integer(problem, rows)));
 }
 

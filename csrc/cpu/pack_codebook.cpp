@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -23,7 +24,7 @@ constexpr double kSmallestScale = 0x1p-40;  // beside a largest element of 1
 
 struct Header {
   int64_t codes_in, dim, metric, limit;  // what it was made of, and for
-  int64_t codes, extreme;
+  int64_t codes, answers, repeated, extreme;
   double size, least_bias, largest;
 };
 
@@ -34,7 +35,7 @@ double rounding_of(int64_t dim) { return (dim + 32) * 0x1p-51; }
 struct Arrays {
   int64_t panels, depth, bytes;
   double *centre, *norms;
-  int64_t* order;
+  int64_t *order, *next;
   int8_t* quads;
   int32_t* sums;
   float *scales, *bias, *length, *residual;
@@ -49,6 +50,7 @@ struct Arrays {
     place(base, centre, round_up(header.dim, 8));
     place(base, norms, cosine ? header.codes_in : 0);
     place(base, order, slots);
+    place(base, next, header.repeated ? header.codes_in : 0);
     place(base, quads, slots * depth);
     place(base, sums, slots);
     place(base, scales, panels);
@@ -131,7 +133,7 @@ float round_up_to_float(double x) {
 // What is known of the codes before they are packed.
 struct Codes {
   std::vector<double> norms, largest, squares;  // before `size` is applied
-  std::vector<int64_t> finite;
+  std::vector<int64_t> finite;                  // one of each equal ones
 };
 
 // One panel: its scale, and its codes relative to it.
@@ -171,6 +173,61 @@ void pack_panel(const Search& search, const Header& header, const Codes& codes, 
   }
 }
 
+// Which codes equal one another: the first of each stays in `codes` (ascending), and names the next
+// one in the result, and so on; -1 ends a chain. The result is empty if all codes differ.
+std::vector<int64_t> chain_equal(const Search& search, std::vector<int64_t>& codes) {
+  constexpr int64_t kParts = 8;  // tables, a thread each
+  constexpr int kMaxMisses = 8;  // of codes that differ in spite of one fingerprint
+  const int64_t count = codes.size();
+  std::vector<double> prints(count);
+  std::vector<uint64_t> hashes(count);
+  for_codes(count, search.dim, [&](int64_t i, float*) {
+    prints[i] = TILEWISE_DISPATCH(fingerprint)(search.codebook, codes[i], search.dim);
+    uint64_t bits;
+    std::memcpy(&bits, &prints[i], sizeof bits);
+    bits = (bits ^ bits >> 29) * 0x9E3779B97F4A7C15u;
+    hashes[i] = bits ^ bits >> 32;
+  });
+  std::vector<int64_t> next(search.codes, -1), last(count);  // last of a chain, at its first place
+  std::vector<char> repeated(count, 0);
+  std::array<bool, kParts> found{};
+  at::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const auto mine = [&](uint64_t hash) { return hash % kParts == static_cast<uint64_t>(part); };
+      size_t size = 2;
+      while (size < 2 * static_cast<size_t>(std::count_if(hashes.begin(), hashes.end(), mine))) {
+        size *= 2;
+      }
+      std::vector<int64_t> table(size, -1);  // the first code of each chain
+      for (int64_t i = 0; i < count; ++i) {
+        if (!mine(hashes[i])) continue;
+        size_t at = hashes[i] / kParts % size;
+        for (int misses = 0; table[at] >= 0; at = (at + 1) % size) {
+          const int64_t first = table[at];
+          if (prints[first] != prints[i]) continue;
+          if (TILEWISE_DISPATCH(equal_rows)(search.codebook, codes[first], codes[i], search.dim)) {
+            next[codes[last[first]]] = codes[i];
+            last[first] = i;
+            repeated[i] = found[part] = true;
+            break;
+          }
+          if (++misses == kMaxMisses) break;
+        }
+        if (table[at] < 0) {
+          table[at] = last[i] = i;
+        }
+      }
+    }
+  });
+  if (std::none_of(found.begin(), found.end(), [](bool some) { return some; })) return {};
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!repeated[i]) codes[kept++] = codes[i];
+  }
+  codes.resize(kept);
+  return next;
+}
+
 bool has_nan(const Search& search, int64_t code) {
   const auto any = [&](const auto* v) {
     return std::any_of(v, v + search.dim, [](auto x) { return std::isnan(x); });
@@ -205,6 +262,9 @@ Tensor pack_codes(const Search& search) {
       header.extreme |= !in_range(codes.norms[j]) && std::isfinite(codes.norms[j]);
     }
   }
+  header.answers = codes.finite.size();
+  const std::vector<int64_t> next = chain_equal(search, codes.finite);
+  header.repeated = !next.empty();
   header.codes = codes.finite.size();
 
   const Tensor result = at::empty({Arrays(nullptr, header).bytes}, at::kByte);
@@ -238,6 +298,7 @@ Tensor pack_codes(const Search& search) {
   const int64_t slots = out.panels * kPanel;
   std::fill(out.order, out.order + slots, order.empty() ? 0 : order[0]);
   std::copy(order.begin(), order.end(), out.order);
+  std::copy(next.begin(), next.end(), out.next);
   std::memset(out.quads, 0, slots * out.depth);
   const int64_t grain = std::max<int64_t>(1, 256 / std::max<int64_t>(dim, 1));
   at::parallel_for(0, out.panels, grain, [&](int64_t begin, int64_t end) {
@@ -264,6 +325,7 @@ Packed packed_view(const Tensor& packed, const Search& search) {
       "got another");
   const double factor = search.metric == Metric::L2 ? 0.5 : 1.0;
   return {header.codes,
+          header.answers,
           arrays.panels,
           arrays.depth,
           header.size,
@@ -279,7 +341,8 @@ Packed packed_view(const Tensor& packed, const Search& search) {
           arrays.bias,
           arrays.length,
           arrays.residual,
-          search.metric == Metric::Cosine ? arrays.norms : nullptr};
+          search.metric == Metric::Cosine ? arrays.norms : nullptr,
+          header.repeated ? arrays.next : nullptr};
 }
 
 bool needs_exact_search(const Tensor& packed) {

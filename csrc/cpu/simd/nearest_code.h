@@ -29,7 +29,8 @@ struct Search {
 // the codes as their distances do; a_i is row i, transformed likewise. Codes are sorted by their
 // largest element, so that the codes of a panel have similar sizes.
 struct Packed {
-  int64_t codes;          // that are packed: those without NaN and infinity
+  int64_t codes;          // that are packed: those without NaN and infinity, one of each equal ones
+  int64_t answers;        // with those that equal a packed one
   int64_t panels, depth;  // depth: dim, rounded up to a multiple of 4
   double size;
   double least_bias;       // min_j ||b_j||^2 / 2, which scores leave out, or 0
@@ -45,6 +46,7 @@ struct Packed {
   const float* length;     // (panels, 64) ||b_j||, rounded up
   const float* residual;   // (panels, 64) ||r_j||, rounded up
   const double* norms;     // see Search
+  const int64_t* next;     // (codes of the codebook) the next one that equals it, or -1; may be null
 };
 
 // How the integer filter of this machine quantises: |q| <= limit. Rows are stored as q + limit + 1.
@@ -123,6 +125,9 @@ struct Parts {
   int filter_limit();                                                                             \
   /* ||row||, in the order of exact distances. */                                                 \
   double exact_norm(const Matrix& matrix, int64_t row, int64_t dim);                              \
+  /* A weighted sum of the row: equal for equal rows, and nearly always different for others. */  \
+  double fingerprint(const Matrix& matrix, int64_t row, int64_t dim);                             \
+  bool equal_rows(const Matrix& matrix, int64_t row, int64_t other, int64_t dim);                 \
   /* sums (dim) += the row times `factor`. */                                                     \
   void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums);      \
   /* out (dim, up to a multiple of 16): rounded to float. */                                      \
@@ -157,7 +162,8 @@ struct Parts {
   void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,   \
                int64_t group_limit, const RowBlock& block, Candidate* candidates);                \
   void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);        \
-  void insert(int64_t k, double distance, int64_t index, Row& row);                               \
+  /* False where it is not among the k nearest. */                                                \
+  bool insert(int64_t k, double distance, int64_t index, Row& row);                               \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE

@@ -137,7 +137,11 @@ TILEWISE_INLINE void compare_group(const Search& search, const Packed& packed, i
     row.found = row.best_index[0] < search.codes;
   } else {
     for (int i = 0; i < 4 && first + i * kGroups < packed.codes; ++i) {
-      insert(search.k, distance[i], order[i * kGroups], row);
+      bool kept = insert(search.k, distance[i], order[i * kGroups], row);
+      if (!packed.next) continue;
+      for (int64_t j = order[i * kGroups]; kept && (j = packed.next[j]) >= 0;) {
+        kept = insert(search.k, distance[i], j, row);
+      }
     }
   }
   ++row.groups;
@@ -293,10 +297,36 @@ double exact_norm(const Matrix& matrix, int64_t row, int64_t dim) {
                           : lane_norm(row_of<float>(matrix, row), dim);
 }
 
-void insert(int64_t k, double distance, int64_t index, Row& row) {
+double fingerprint(const Matrix& matrix, int64_t row, int64_t dim) {
+  // Lanes differ in their weights, steps in how often they were multiplied.
+  constexpr double kWeights[8] = {1.0, -0.7548776662, 0.5698402910, 0.8191725134,
+                                  -0.6710436067, 0.5497004779, -0.8566748838, 0.7338918566};
+  const Lanes factor = Lanes::all(0.9961);
+  const auto run = [&](const auto* v) {
+    Lanes sum = Lanes::all(0.0);
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) sum = sum * factor + load(v + d);
+    if (d < dim) sum = sum * factor + load_first(v + d, dim - d);
+    return tree(sum * Lanes::load(kWeights)) + 0.0;  // not -0, which equals 0 as a number only
+  };
+  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
+}
+
+bool equal_rows(const Matrix& matrix, int64_t row, int64_t other, int64_t dim) {
+  const auto run = [&](const auto* a, const auto* b) {
+    for (int64_t d = 0; d < dim; ++d) {
+      if (a[d] != b[d]) return false;
+    }
+    return true;
+  };
+  return matrix.is_double ? run(row_of<double>(matrix, row), row_of<double>(matrix, other))
+                          : run(row_of<float>(matrix, row), row_of<float>(matrix, other));
+}
+
+bool insert(int64_t k, double distance, int64_t index, Row& row) {
   int64_t at = row.found;
   if (at == k) {
-    if (!before(distance, index, row.best_distance[k - 1], row.best_index[k - 1])) return;
+    if (!before(distance, index, row.best_distance[k - 1], row.best_index[k - 1])) return false;
     --at;
   } else {
     ++row.found;
@@ -308,6 +338,7 @@ void insert(int64_t k, double distance, int64_t index, Row& row) {
   }
   row.best_distance[at] = distance;
   row.best_index[at] = index;
+  return true;
 }
 
 void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row) {
