@@ -27,12 +27,23 @@ def trained(n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return codes[torch.randint(k, (n,))] + 0.05 * torch.randn(n, d), codes
 
 
-def clustered(clusters: int) -> Data:
-    """Codes that differ by 1e-4 from few centres, as in a collapsed codebook."""
+def clustered(clusters: int, spread: float = 1e-4) -> Data:
+    """Codes that differ by little from few centres, as in a collapsed codebook."""
 
     def make(n, k, d):
         centres = torch.randn(clusters, d)
-        return torch.randn(n, d), centres[torch.arange(k) % clusters] + 1e-4 * torch.randn(k, d)
+        return torch.randn(n, d), centres[torch.arange(k) % clusters] + spread * torch.randn(k, d)
+
+    return make
+
+
+def equal(share: float) -> Data:
+    """A share of the codes equal one another: dead codes, or silence that revived them."""
+
+    def make(n, k, d):
+        x, codes = normal(n, k, d)
+        codes[torch.randperm(k)[: round(share * k)]] = 0.0
+        return x, codes
 
     return make
 
@@ -53,6 +64,9 @@ DATA: dict[str, Data] = {
     "": normal,
     "trained": trained,
     **{f"{n} cluster{'s' * (n > 1)}": clustered(n) for n in (1, 2, 16, 256)},
+    "nearly equal": clustered(2, 1e-7),
+    "10% equal": equal(0.1),
+    "all equal": equal(1.0),
     "offset": offset,
     "outlier": outlier,
 }
@@ -66,6 +80,8 @@ def sized(n: int, k: int, d: int, data: str = "", kinds=(FORWARD,), **options) -
 CASES = (
     sized(2048, 1024, 64, quick=True),
     sized(2048, 1024, 64, "16 clusters", quick=True),
+    sized(1200, 1024, 128, "all equal", quick=True),
+    sized(1200, 1024, 128, "nearly equal", quick=True),
     sized(16384, 512, 64),
     sized(16384, 1024, 256),
     sized(16384, 8192, 8),

@@ -28,42 +28,6 @@ Metric metric_of(c10::string_view name) {
   return name == "l2" ? Metric::L2 : name == "cosine" ? Metric::Cosine : Metric::Dot;
 }
 
-// Every remaining row with every code, exactly. Few rows share the threads by codes.
-void search_exact(const Problem& problem, const RowNumbers& rows) {
-  const Search& search = problem.search;
-  const int64_t n = rows.size(), k = search.k;
-  if (n == 0) return;
-  const int64_t threads = at::get_num_threads();
-  const int64_t parts =
-      std::clamp<int64_t>(ceil_div(4 * threads, n), 1, ceil_div(search.codes, 1024));
-  const int64_t length = ceil_div(search.codes, parts);
-  std::vector<Row> found(n * parts);
-  std::vector<double> distance(n * parts * k);
-  std::vector<int64_t> index(n * parts * k);
-  const int64_t grain = std::max<int64_t>(1, 65536 / (length * (search.dim + 16)));
-  at::parallel_for(0, n * parts, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Row& row = found[i];
-      row = Row{};
-      row.index = rows[i / parts];
-      row.best_distance = distance.data() + i * k;
-      row.best_index = index.data() + i * k;
-      const int64_t first = i % parts * length;
-      TILEWISE_DISPATCH(compare_all)(search, first, std::min(first + length, search.codes), row);
-    }
-  });
-  for (int64_t i = 0; i < n; ++i) {
-    Row& row = found[i * parts];
-    for (int64_t part = 1; part < parts; ++part) {
-      const Row& other = found[i * parts + part];
-      for (int64_t e = 0; e < other.found; ++e) {
-        TILEWISE_DISPATCH(insert)(k, other.best_distance[e], other.best_index[e], row);
-      }
-    }
-    problem.finish(row);
-  }
-}
-
 void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t k,
                  const RowNumbers& rows, const std::optional<Tensor>& packed, int64_t* index,
                  float* distance) {
@@ -76,13 +40,17 @@ void search_head(const Tensor& x, const Tensor& codebook, Metric metric, int64_t
     const bool cosine = metric == Metric::Cosine;
     const std::vector<double> norms = cosine ? exact_norms(problem.search) : std::vector<double>();
     if (cosine) problem.search.norms = norms.data();
-    return search_exact(problem, rows);
+    return search_direct(problem, rows, true);
   }
   const Tensor pack = packed ? *packed : pack_codes(problem.search);
   problem.packed = packed_view(pack, problem.search);
   problem.search.norms = problem.packed.norms;
-  if (problem.packed.answers < k || needs_exact_search(pack)) return search_exact(problem, rows);
-  search_exact(problem, search_float(problem, search_integer(problem, rows)));
+  if (problem.packed.answers < k || needs_exact_search(pack)) {
+    return search_direct(problem, rows, false);
+  }
+  const RowNumbers left = search_integer(problem, rows);
+  if (static_cast<int64_t>(left.size()) < kFewRows) return search_direct(problem, left, true);
+  search_direct(problem, search_float(problem, left), false);
 }
 
 RowNumbers wanted_rows(const std::optional<Tensor>& mask, int64_t head, int64_t n) {

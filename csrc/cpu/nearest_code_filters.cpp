@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <mutex>
 #include <numeric>
 
 #include "../common/integer.h"
@@ -15,10 +14,9 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kChunkPanels = 64;      // panels that a block of rows meets at a time
-constexpr int64_t kTaskBytes = 1 << 19;   // of rows that are sorted by size together
-constexpr int64_t kLongestInt = 32768;    // elements of a row whose integer products fit in 32 bits
-constexpr double kLargestElement = 1e17;  // of a row, beside codes of 1: float32 has room for it
+constexpr int64_t kChunkPanels = 64;     // panels that a block of rows meets at a time
+constexpr int64_t kTaskBytes = 1 << 19;  // of rows that are sorted by size together
+constexpr int64_t kLongestInt = 32768;   // elements of a row whose integer products fit in 32 bits
 
 // Beyond this many exact comparisons a float32 product is the better way.
 int64_t group_limit(const Search& search) { return std::max<int64_t>(8, search.codes / 64); }
@@ -54,20 +52,6 @@ struct Space {
   }
 
   const float* a_of(const Row* row) const { return a.data() + (row - rows.data()) * padded_dim; }
-};
-
-// Rows that an earlier rung could not settle.
-class HardRows {
- public:
-  void add(const RowNumbers& rows) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    rows_.insert(rows_.end(), rows.begin(), rows.end());
-  }
-  const RowNumbers& rows() const { return rows_; }
-
- private:
-  std::mutex mutex_;
-  RowNumbers rows_;
 };
 
 // Rows of similar size side by side, since a block's rows share a scale.
@@ -124,19 +108,6 @@ void search_block(const Problem& problem, Space& space, Row** rows, int64_t coun
   }
 }
 
-// Writes the rows that are settled and returns the others.
-RowNumbers finish_rows(const Problem& problem, const std::vector<Row>& rows, int64_t count) {
-  RowNumbers hard;
-  for (int64_t i = 0; i < count; ++i) {
-    if (rows[i].hard || rows[i].found < problem.search.k) {
-      hard.push_back(rows[i].index);
-    } else {
-      problem.finish(rows[i]);
-    }
-  }
-  return hard;
-}
-
 // Rows that are sorted by size together.
 void search_task(const Problem& problem, Space& space, const int64_t* rows, int64_t count,
                  int limit) {
@@ -146,8 +117,13 @@ void search_task(const Problem& problem, Space& space, const int64_t* rows, int6
                                    space.a.data() + i * space.padded_dim);
   }
   sort_by_size(space, count);
+  int64_t failed = 0;
   for (int64_t i = 0; i < count; i += kBlockRows) {
-    search_block(problem, space, space.order.data() + i, std::min(kBlockRows, count - i), limit);
+    Row** block = space.order.data() + i;
+    const int64_t rows_here = std::min(kBlockRows, count - i);
+    const bool helps = 2 * failed <= i;
+    if (helps) search_block(problem, space, block, rows_here, limit);
+    for (int64_t r = 0; r < rows_here; ++r) failed += block[r]->hard |= !helps;
   }
 }
 
@@ -178,69 +154,6 @@ RowNumbers search_integer(const Problem& problem, const RowNumbers& rows) {
       seen += count;
       failed += left.size();
       hard.add(left);
-    }
-  });
-  return hard.rows();
-}
-
-namespace {
-
-// The codes as they enter the float rung: (panels, dim, 64), in the panels' order.
-Tensor float_codes(const Problem& problem) {
-  const int64_t dim = problem.search.dim, panels = problem.packed.panels;
-  const Tensor codes = at::empty({panels, dim, kPanel}, at::kFloat);
-  auto* out = codes.mutable_data_ptr<float>();
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(round_up(dim, 16));
-    for (int64_t p = begin; p < end; ++p) {
-      TILEWISE_DISPATCH(pack_floats)(problem.search, problem.packed, p, row.data(),
-                                     out + p * dim * kPanel);
-    }
-  });
-  return codes;
-}
-
-// A slice of rows through the float rung.
-void search_slice(const Problem& problem, const float* codes, Space& space, const int64_t* rows,
-                  int64_t count) {
-  const Search& search = problem.search;
-  const Packed& packed = problem.packed;
-  std::vector<float> lengths(count);
-  for (int64_t i = 0; i < count; ++i) {
-    Row& row = space.rows[i];
-    row.index = rows[i];
-    float* a = space.a.data() + i * space.padded_dim;
-    TILEWISE_DISPATCH(prepare_row)(search, packed, row, a);
-    row.hard |= !(row.largest <= kLargestElement);
-    if (row.hard) std::fill(a, a + space.padded_dim, 0.0f);
-    lengths[i] = row.hard ? 0.0f : static_cast<float>(row.length * (1.0 + 0x1p-20));
-    space.order[i] = &row;
-  }
-  const RowBlock block{space.order.data(), count, space.minima.data(), space.stride};
-  for (int64_t p = 0; p < packed.panels; p += kChunkPanels) {
-    const int64_t panels = std::min(kChunkPanels, packed.panels - p);
-    TILEWISE_DISPATCH(filter_float)(packed, codes, search.dim, p, panels, space.a.data(),
-                                    space.padded_dim, lengths.data(), block);
-    TILEWISE_DISPATCH(resolve)(search, packed, p, panels, packed.codes, block,
-                               space.candidates.data());
-  }
-}
-
-}  // namespace
-
-RowNumbers search_float(const Problem& problem, const RowNumbers& rows) {
-  const int64_t n = rows.size();
-  if (n < kFewRows) return rows;
-  const Tensor codes = float_codes(problem);
-  const int64_t threads = at::get_num_threads();
-  const int64_t slice = std::min(kBlockRows, ceil_div(n, threads));
-  HardRows hard;
-  at::parallel_for(0, ceil_div(n, slice), 1, [&](int64_t begin, int64_t end) {
-    Space space(problem, slice, slice);
-    for (int64_t i = begin * slice; i < std::min(n, end * slice); i += slice) {
-      const int64_t count = std::min(slice, n - i);
-      search_slice(problem, codes.const_data_ptr<float>(), space, rows.data() + i, count);
-      hard.add(finish_rows(problem, space.rows, count));
     }
   });
   return hard.rows();

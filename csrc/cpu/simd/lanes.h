@@ -38,7 +38,8 @@ struct Wide {
 
   TILEWISE_INLINE static Wide all(T x) {
     Wide out;
-    TILEWISE_EACH out.v[i] = Vector{} + x;
+    TILEWISE_EACH out.v[i] =
+        x - Vector{};  // compilers know that this is x; of 0 + x, -0 is another
     return out;
   }
   TILEWISE_INLINE static Wide load(const T* p) {

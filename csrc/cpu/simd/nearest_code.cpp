@@ -1,10 +1,11 @@
-// Quantisation, and the bounds that filters of nearest_code start from or compute in float32.
-#include "nearest_code.h"
+// What filters of nearest_code make of rows and codes: transformed, quantised, and the bounds that
+// integers start from.
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
-#include "lanes.h"
+#include "nearest_code_lanes.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
@@ -49,79 +50,6 @@ TILEWISE_INLINE void store_bytes(const Ints& integers, void* out) {
   integers.store(words);
   for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(out)[i] = static_cast<uint8_t>(words[i]);
 #endif
-}
-
-// Elements that are summed at once: few, so that the bound is tight, and the codes of a panel stay
-// in the nearest cache while all rows of a block meet them.
-constexpr int64_t kDepth = 64;
-
-// Rows and vectors of codes whose sums fit into the registers.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kTileRows = 6, kTileVectors = 4;
-#elif defined(CPU_CAPABILITY_AVX2) || defined(__aarch64__)
-constexpr int kTileRows = 6, kTileVectors = 1;
-#else
-constexpr int kTileRows = 2, kTileVectors = 1;
-#endif
-
-// dots (rows, 64) += the products of some rows with some columns of codes (depth, 64).
-TILEWISE_INLINE void multiply_tile(const float* const (&rows)[kTileRows], const float* codes,
-                                   int64_t depth, float* const (&dots)[kTileRows]) {
-  Floats sums[kTileRows][kTileVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Floats::all(0.0f);
-  }
-  for (int64_t d = 0; d < depth; ++d) {
-    Floats b[kTileVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) b[v] = Floats::load(codes + d * kPanel + 16 * v);
-#pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r) {
-      const Floats a = Floats::all(rows[r][d]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = multiply_add(a, b[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      (Floats::load(dots[r] + 16 * v) + sums[r][v]).store(dots[r] + 16 * v);
-    }
-  }
-}
-
-// dots (count, 64) = rows (count, dim) times the codes of a panel (dim, 64).
-void multiply_panel(const float* rows, int64_t rows_stride, int64_t count, const float* codes,
-                    int64_t dim, float* dots) {
-  std::memset(dots, 0, count * kPanel * sizeof(float));
-  for (int64_t begin = 0; begin < dim; begin += kDepth) {
-    const int64_t depth = dim - begin < kDepth ? dim - begin : kDepth;
-    for (int64_t i = 0; i < count; i += kTileRows) {
-      for (int64_t j = 0; j < kPanel; j += 16 * kTileVectors) {
-        const float* a[kTileRows];
-        float* out[kTileRows];
-        float unused[kPanel];
-        for (int r = 0; r < kTileRows; ++r) {  // beyond the last row, that row once more
-          const bool inside = i + r < count;
-          a[r] = rows + (inside ? i + r : count - 1) * rows_stride + begin;
-          out[r] = inside ? dots + (i + r) * kPanel + j : unused;
-        }
-        multiply_tile(a, codes + begin * kPanel + j, depth, out);
-      }
-    }
-  }
-}
-
-// A lower bound of the scores of 16 codes from their products, whose error is below margin *
-// length[j].
-TILEWISE_INLINE Floats float_bound(const Packed& packed, int64_t slot, const Floats& dots,
-                                   const Floats& margin) {
-  const Floats tiny = Floats::all((packed.depth + 8) * 0x1p-126f);  // products that underflow
-  const Floats bias = Floats::load(packed.bias + slot) * Floats::all(1.0f - 0x1p-21f);
-  return bias - dots - (Floats::load(packed.length + slot) * margin + tiny);
 }
 
 }  // namespace
@@ -175,41 +103,103 @@ bool integer_bias(const Packed& packed, int64_t first_panel, int64_t panels, dou
   return fold(valid, Smallest()) == 1;
 }
 
-void pack_floats(const Search& search, const Packed& packed, int64_t panel, float* row,
-                 float* out) {
-  for (int64_t i = 0; i < kPanel; ++i) {
-    const int64_t slot = panel * kPanel + i;
-    if (slot < packed.codes) {
-      const int64_t j = packed.order[slot];
-      const double norm = search.norms ? search.norms[j] : 1.0;
-      const Transform how = code_transform(search, norm, packed.centre, packed.size);
-      transform(search.codebook, j, search.dim, how, row);
-    }
-    for (int64_t d = 0; d < search.dim; ++d) {
-      out[d * kPanel + i] = slot < packed.codes ? row[d] : 0.0f;
-    }
-  }
+double fingerprint(const Matrix& matrix, int64_t row, int64_t dim) {
+  // Lanes differ in their weights, steps in how often they were multiplied.
+  constexpr double kWeights[8] = {1.0,           -0.7548776662, 0.5698402910,  0.8191725134,
+                                  -0.6710436067, 0.5497004779,  -0.8566748838, 0.7338918566};
+  const Lanes factor = Lanes::all(0.9961);
+  const auto run = [&](const auto* v) {
+    Lanes sum = Lanes::all(0.0);
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) sum = sum * factor + load(v + d);
+    if (d < dim) sum = sum * factor + load_first(v + d, dim - d);
+    return tree(sum * Lanes::load(kWeights)) + 0.0;  // not -0, which equals 0 as a number only
+  };
+  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
 }
 
-void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,
-                  int64_t panels, const float* rows, int64_t rows_stride, const float* lengths,
-                  const RowBlock& block) {
-  const float relative =
-      (kMultiplyAddRoundings * (dim < kDepth ? dim : kDepth) + dim / kDepth + 16) * 0x1p-24f;
-  alignas(64) float dots[kBlockRows * kPanel];
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t slots = (first_panel + p) * kPanel;
-    multiply_panel(rows, rows_stride, block.count, codes + slots * dim, dim, dots);
-    for (int64_t i = 0; i < block.count; ++i) {
-      const Floats margin = Floats::all(lengths[i] * relative);
-      Floats low = Floats::all(INFINITY);
-      for (int64_t j = 0; j < kPanel; j += 16) {
-        const Floats dot = Floats::load(dots + i * kPanel + j);
-        low = lower(float_bound(packed, slots + j, dot, margin), low);
-      }
-      low.store(block.minima + i * block.stride + p * kGroups);
+bool equal_rows(const Matrix& matrix, int64_t row, int64_t other, int64_t dim) {
+  const auto run = [&](const auto* a, const auto* b) {
+    if (std::memcmp(a, b, dim * sizeof *a) == 0) return true;
+    for (int64_t d = 0; d < dim; ++d) {  // -0 is 0
+      if (a[d] != b[d]) return false;
     }
+    return true;
+  };
+  return matrix.is_double ? run(row_of<double>(matrix, row), row_of<double>(matrix, other))
+                          : run(row_of<float>(matrix, row), row_of<float>(matrix, other));
+}
+
+void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums) {
+  const auto add = [&](const auto* v) {
+    for (int64_t d = 0; d < dim; ++d) sums[d] += v[d] * factor;
+  };
+  matrix.is_double ? add(row_of<double>(matrix, row)) : add(row_of<float>(matrix, row));
+}
+
+namespace {
+
+template <bool scale, bool subtract, typename T>
+Moments transform(const T* v, int64_t dim, const Transform& how, float* out) {
+  const Lanes pre = Lanes::all(how.pre), post = Lanes::all(how.post);
+  const Longs absolute = Longs::all(std::numeric_limits<int64_t>::max());
+  Lanes squares = Lanes::all(0.0), dots = squares;
+  Longs largest = Longs::all(0);
+  const auto take = [&](Lanes x, int64_t d) __attribute__((always_inline)) {
+    if (scale) x = x * pre;
+    const Lanes centre = load(how.centre + d);
+    if (subtract) x = x - centre;
+    x = x * post;
+    squares = squares + x * x;
+    if (!subtract) dots = dots + x * centre;
+    // Absolute values order as integers do, for which there is a maximum without a NaN's rules.
+    largest = higher(x.template as<Longs>() & absolute, largest);
+    narrow(x, out + d);
+  };
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8) take(load(v + d), d);
+  if (d < dim) take(load_first(v + d, dim - d), d);
+  for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
+  return {tree(squares), subtract ? 0.0 : tree(dots), fold(largest.as<Lanes>(), Largest())};
+}
+
+}  // namespace
+
+// Sums here are not those of the contract: their rounding is in `slack`.
+Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,
+                  float* out) {
+  const auto run = [&](const auto* v) {
+    if (how.subtract) {
+      return how.pre == 1.0 ? transform<false, true>(v, dim, how, out)
+                            : transform<true, true>(v, dim, how, out);
+    }
+    return how.pre == 1.0 ? transform<false, false>(v, dim, how, out)
+                          : transform<true, false>(v, dim, how, out);
+  };
+  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
+}
+
+void prepare_row(const Search& search, const Packed& packed, Row& row, float* a) {
+  const bool l2 = search.metric == Metric::L2, cosine = search.metric == Metric::Cosine;
+  if (cosine) row.norm = exact_norm(search.x, row.index, search.dim);
+  // A row without a direction is infinite then, and left to the exact comparison.
+  const Transform how{cosine ? 1.0 / row.norm : 1.0, packed.centre, l2, packed.size};
+  const Moments moments = transform(search.x, row.index, search.dim, how, a);
+  row.largest = moments.largest;
+  row.length = std::sqrt(moments.square);
+  if (l2) {
+    row.shift = -0.5 * moments.square - packed.least_bias;
+    row.slack = packed.rounding * (moments.square + packed.least_bias);
+  } else {
+    row.shift = moments.dot * packed.size - cosine;
+    row.slack = packed.rounding * (cosine ? 4.0 : row.length * packed.largest * packed.size);
   }
+  row.found = row.groups = 0;
+  row.best_distance[0] = std::numeric_limits<double>::infinity();
+  row.best_index[0] = std::numeric_limits<int64_t>::max();
+  row.threshold = std::numeric_limits<float>::infinity();
+  row.hard = !(moments.square < 1e300);  // NaN, infinity
+  if (cosine) row.hard |= !in_range(row.norm);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -13,6 +13,7 @@ constexpr int64_t kPanel = 64;      // codes that share a scale and lie together
 constexpr int64_t kGroups = 16;     // group l of a panel: its codes l, l + 16, l + 32, l + 48
 constexpr int64_t kBlockRows = 96;  // rows that share a scale, a multiple of the filter's tile
 constexpr int64_t kMaxK = 16;
+constexpr int64_t kLaneRows = 16;  // rows that the search without packing takes at a time
 
 enum class Metric { L2, Cosine, Dot };
 
@@ -46,7 +47,7 @@ struct Packed {
   const float* length;     // (panels, 64) ||b_j||, rounded up
   const float* residual;   // (panels, 64) ||r_j||, rounded up
   const double* norms;     // see Search
-  const int64_t* next;     // (codes of the codebook) the next one that equals it, or -1; may be null
+  const int64_t* next;  // (codes of the codebook) the next one that equals it, or -1; may be null
 };
 
 // How the integer filter of this machine quantises: |q| <= limit. Rows are stored as q + limit + 1.
@@ -75,6 +76,43 @@ struct RowBlock {
   int64_t count;
   float* minima;  // (count, stride): a lower bound of the scores of each group
   int64_t stride;
+};
+
+// Where a panel of the float32 rung goes: its codes relative to the one in its middle.
+struct FloatPanel {
+  float* codes;         // (dim, 64) b_j - b_middle, rounded to float
+  float* half_squares;  // (64) half of their squared norms for l2, else 0
+  float* lengths;       // (64) their norms, rounded up
+};
+
+// All of them. They have an order of their own, in which similar codes are neighbours.
+struct FloatPanels {
+  int64_t count, max_groups;  // max_groups: of exact comparisons, until a row is hard
+  const int64_t* order;       // (panels, 64); beyond the last one, the first
+  const int64_t* middles;     // (panels, up to a multiple of 4)
+  const float *codes, *half_squares, *lengths;
+};
+
+// Rows before the float32 rung.
+struct FloatBlock {
+  Row* rows;
+  int64_t count, stride;
+  const float* a;         // (count, stride) as prepare_row makes them
+  float* shifted;         // (count, stride) scratch
+  const double* middles;  // (count, panels up to a multiple of 4) distances
+};
+
+// Up to 16 rows, an element of all side by side: the search without packing. Beyond `count` is the
+// last row once more.
+struct LaneBlock {
+  Row* rows;  // (16), whose lists follow one another
+  int64_t count;
+  const float* x;           // (dim, 16); null where float32 has nothing to say
+  const double* wide;       // (dim, up to a multiple of 8, 16)
+  const float* lengths;     // (16) ||x||, rounded up; but for l2
+  const double* row_norms;  // (16) ||x||; cosine only
+  const double* norms;      // (codes) ||c_j||; but for l2
+  float* scratch;           // (dim, 32)
 };
 
 // A group that a row must be compared with.
@@ -107,6 +145,14 @@ TILEWISE_INLINE int32_t size_step(double size) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits >> 20;
+}
+
+// One code more for a row that wants a single one. No branch depends on the distances.
+TILEWISE_INLINE void keep_nearer(double distance, int64_t index, Row& row) {
+  const double best = row.best_distance[0];
+  const bool nearer = (distance < best) | ((distance == best) & (index < row.best_index[0]));
+  row.best_distance[0] = nearer ? distance : best;
+  row.best_index[0] = nearer ? index : row.best_index[0];
 }
 
 struct Moments {
@@ -149,18 +195,27 @@ struct Parts {
   void filter_integer(const Packed& packed, int64_t first_panel, int64_t panels,                  \
                       const uint8_t* rows, double row_scale, const int32_t* bias,                 \
                       const RowBlock& block);                                                     \
-  /* out (dim, 64): the codes of a panel in float32. row (dim): scratch. */                       \
-  void pack_floats(const Search& search, const Packed& packed, int64_t panel, float* row,         \
-                   float* out);                                                                   \
-  /* codes: all panels from pack_floats; at most kBlockRows rows (count, dim), and their lengths, \
-     rounded up. */                                                                               \
-  void filter_float(const Packed& packed, const float* codes, int64_t dim, int64_t first_panel,   \
-                    int64_t panels, const float* rows, int64_t rows_stride, const float* lengths, \
-                    const RowBlock& block);                                                       \
+  /* centre (dim, up to a multiple of 8), row (dim, up to a multiple of 16): scratch. */          \
+  void pack_float_panel(const Search& search, const Packed& packed, const int64_t* order,         \
+                        int64_t count, double* centre, float* row, const FloatPanel& out);        \
+  /* distances (panels, up to a multiple of 4), exactly. */                                       \
+  void compare_middles(const Search& search, const FloatPanels& panels, Row& row,                 \
+                       double* distances);                                                        \
+  void search_float_panel(const Search& search, const Packed& packed, const FloatPanels& panels,  \
+                          int64_t panel, const FloatBlock& block);                                \
   /* Compares exactly what the bounds leave; a row is hard if that is more than group_limit.      \
      candidates: scratch for as many as there are rows, and twice the groups of `panels`. */      \
   void resolve(const Search& search, const Packed& packed, int64_t first_panel, int64_t panels,   \
                int64_t group_limit, const RowBlock& block, Candidate* candidates);                \
+  /* The distances of a row to order[0], order[step], order[2 * step], order[3 * step]. */        \
+  void exact_four(const Search& search, const Row& row, const int64_t* order, int64_t step,       \
+                  double (&out)[4]);                                                              \
+  /* As many as there are of order[0], order[16], order[32], order[48]; next: see Packed. */      \
+  void compare_codes(const Search& search, const int64_t* order, int64_t count,                   \
+                     const int64_t* next, Row& row);                                              \
+  /* Rows whose lists stay short found nothing at less than infinity. code: scratch (dim + 8). */ \
+  void search_lanes(const Search& search, const LaneBlock& block, int64_t first_code,             \
+                    int64_t last_code, double* code);                                             \
   void compare_all(const Search& search, int64_t first_code, int64_t last_code, Row& row);        \
   /* False where it is not among the k nearest. */                                                \
   bool insert(int64_t k, double distance, int64_t index, Row& row);                               \

@@ -5,30 +5,11 @@
 #include <cstring>
 #include <limits>
 
-#include "lanes.h"
-#include "nearest_code.h"
+#include "nearest_code_lanes.h"
 
 namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
-
-TILEWISE_INLINE Lanes load(const double* p) { return Lanes::load(p); }
-TILEWISE_INLINE Lanes load(const float* p) { return widen(p); }
-
-template <typename T>
-TILEWISE_INLINE Lanes load_first(const T* p, int64_t count) {
-  T buffer[8] = {};
-  std::memcpy(buffer, p, count * sizeof(T));
-  return load(buffer);
-}
-
-// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))
-TILEWISE_INLINE double tree(Lanes v) { return fold(v, Add()); }
-
-template <typename T>
-const T* row_of(const Matrix& matrix, int64_t row) {
-  return static_cast<const T*>(matrix.data) + row * matrix.stride;
-}
 
 template <typename T>
 double lane_norm(const T* v, int64_t dim) {
@@ -100,6 +81,15 @@ TILEWISE_INLINE void four_distances(const Search& search, const Row& row, const 
   }
 }
 
+}  // namespace
+
+void exact_four(const Search& search, const Row& row, const int64_t* order, int64_t step,
+                double (&out)[4]) {
+  four_distances(search, row, order, step, out);
+}
+
+namespace {
+
 // Nearest first, the lower index among equals, NaN last.
 TILEWISE_INLINE bool before(double a, int64_t i, double b, int64_t j) {
   if (a < b) return true;
@@ -117,34 +107,35 @@ TILEWISE_INLINE void tighten(const Search& search, const Packed& packed, Row& ro
   row.threshold = static_cast<float>(score + std::abs(score) * 0x1p-21 + 0x1p-120);
 }
 
-// One code more for a row that wants a single one. No branch depends on the distances.
-TILEWISE_INLINE void keep_nearer(double distance, int64_t index, Row& row) {
-  const double best = row.best_distance[0];
-  const bool nearer = (distance < best) | ((distance == best) & (index < row.best_index[0]));
-  row.best_distance[0] = nearer ? distance : best;
-  row.best_index[0] = nearer ? index : row.best_index[0];
-}
+}  // namespace
 
-TILEWISE_INLINE void compare_group(const Search& search, const Packed& packed, int64_t group,
-                                   Row& row) {
-  const int64_t first = group / kGroups * kPanel + group % kGroups;
-  if (first >= packed.codes) return;  // nothing but what fills up the last panel
-  const int64_t* order = packed.order + first;
+void compare_codes(const Search& search, const int64_t* order, int64_t count, const int64_t* next,
+                   Row& row) {
   double distance[4];
   four_distances(search, row, order, kGroups, distance);
   if (search.k == 1) {  // what fills up a panel is a code once more
     for (int i = 0; i < 4; ++i) keep_nearer(distance[i], order[i * kGroups], row);
     row.found = row.best_index[0] < search.codes;
   } else {
-    for (int i = 0; i < 4 && first + i * kGroups < packed.codes; ++i) {
+    for (int64_t i = 0; i < 4 && i < count; ++i) {
       bool kept = insert(search.k, distance[i], order[i * kGroups], row);
-      if (!packed.next) continue;
-      for (int64_t j = order[i * kGroups]; kept && (j = packed.next[j]) >= 0;) {
+      if (!next) continue;
+      for (int64_t j = order[i * kGroups]; kept && (j = next[j]) >= 0;) {
         kept = insert(search.k, distance[i], j, row);
       }
     }
   }
   ++row.groups;
+}
+
+namespace {
+
+TILEWISE_INLINE void compare_group(const Search& search, const Packed& packed, int64_t group,
+                                   Row& row) {
+  const int64_t first = group / kGroups * kPanel + group % kGroups;
+  if (first >= packed.codes) return;  // nothing but what fills up the last panel
+  compare_codes(search, packed.order + first, (packed.codes - first + kGroups - 1) / kGroups,
+                packed.next, row);
   if (row.found == search.k) tighten(search, packed, row);
 }
 
@@ -297,32 +288,6 @@ double exact_norm(const Matrix& matrix, int64_t row, int64_t dim) {
                           : lane_norm(row_of<float>(matrix, row), dim);
 }
 
-double fingerprint(const Matrix& matrix, int64_t row, int64_t dim) {
-  // Lanes differ in their weights, steps in how often they were multiplied.
-  constexpr double kWeights[8] = {1.0, -0.7548776662, 0.5698402910, 0.8191725134,
-                                  -0.6710436067, 0.5497004779, -0.8566748838, 0.7338918566};
-  const Lanes factor = Lanes::all(0.9961);
-  const auto run = [&](const auto* v) {
-    Lanes sum = Lanes::all(0.0);
-    int64_t d = 0;
-    for (; d + 8 <= dim; d += 8) sum = sum * factor + load(v + d);
-    if (d < dim) sum = sum * factor + load_first(v + d, dim - d);
-    return tree(sum * Lanes::load(kWeights)) + 0.0;  // not -0, which equals 0 as a number only
-  };
-  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
-}
-
-bool equal_rows(const Matrix& matrix, int64_t row, int64_t other, int64_t dim) {
-  const auto run = [&](const auto* a, const auto* b) {
-    for (int64_t d = 0; d < dim; ++d) {
-      if (a[d] != b[d]) return false;
-    }
-    return true;
-  };
-  return matrix.is_double ? run(row_of<double>(matrix, row), row_of<double>(matrix, other))
-                          : run(row_of<float>(matrix, row), row_of<float>(matrix, other));
-}
-
 bool insert(int64_t k, double distance, int64_t index, Row& row) {
   int64_t at = row.found;
   if (at == k) {
@@ -351,78 +316,6 @@ void compare_all(const Search& search, int64_t first_code, int64_t last_code, Ro
     four_distances(search, row, order, 1, distance);
     for (int i = 0; i < 4 && j + i < last_code; ++i) insert(search.k, distance[i], j + i, row);
   }
-}
-
-void add_row(const Matrix& matrix, int64_t row, int64_t dim, double factor, double* sums) {
-  const auto add = [&](const auto* v) {
-    for (int64_t d = 0; d < dim; ++d) sums[d] += v[d] * factor;
-  };
-  matrix.is_double ? add(row_of<double>(matrix, row)) : add(row_of<float>(matrix, row));
-}
-
-namespace {
-
-template <bool scale, bool subtract, typename T>
-Moments transform(const T* v, int64_t dim, const Transform& how, float* out) {
-  const Lanes pre = Lanes::all(how.pre), post = Lanes::all(how.post);
-  const Longs absolute = Longs::all(std::numeric_limits<int64_t>::max());
-  Lanes squares = Lanes::all(0.0), dots = squares;
-  Longs largest = Longs::all(0);
-  const auto take = [&](Lanes x, int64_t d) __attribute__((always_inline)) {
-    if (scale) x = x * pre;
-    const Lanes centre = load(how.centre + d);
-    if (subtract) x = x - centre;
-    x = x * post;
-    squares = squares + x * x;
-    if (!subtract) dots = dots + x * centre;
-    // Absolute values order as integers do, for which there is a maximum without a NaN's rules.
-    largest = higher(x.template as<Longs>() & absolute, largest);
-    narrow(x, out + d);
-  };
-  int64_t d = 0;
-  for (; d + 8 <= dim; d += 8) take(load(v + d), d);
-  if (d < dim) take(load_first(v + d, dim - d), d);
-  for (d = (dim + 7) / 8 * 8; d < (dim + 15) / 16 * 16; ++d) out[d] = 0.0f;
-  return {tree(squares), subtract ? 0.0 : tree(dots), fold(largest.as<Lanes>(), Largest())};
-}
-
-}  // namespace
-
-// Sums here are not those of the contract: their rounding is in `slack`.
-Moments transform(const Matrix& matrix, int64_t row, int64_t dim, const Transform& how,
-                  float* out) {
-  const auto run = [&](const auto* v) {
-    if (how.subtract) {
-      return how.pre == 1.0 ? transform<false, true>(v, dim, how, out)
-                            : transform<true, true>(v, dim, how, out);
-    }
-    return how.pre == 1.0 ? transform<false, false>(v, dim, how, out)
-                          : transform<true, false>(v, dim, how, out);
-  };
-  return matrix.is_double ? run(row_of<double>(matrix, row)) : run(row_of<float>(matrix, row));
-}
-
-void prepare_row(const Search& search, const Packed& packed, Row& row, float* a) {
-  const bool l2 = search.metric == Metric::L2, cosine = search.metric == Metric::Cosine;
-  if (cosine) row.norm = exact_norm(search.x, row.index, search.dim);
-  // A row without a direction is infinite then, and left to the exact comparison.
-  const Transform how{cosine ? 1.0 / row.norm : 1.0, packed.centre, l2, packed.size};
-  const Moments moments = transform(search.x, row.index, search.dim, how, a);
-  row.largest = moments.largest;
-  row.length = std::sqrt(moments.square);
-  if (l2) {
-    row.shift = -0.5 * moments.square - packed.least_bias;
-    row.slack = packed.rounding * (moments.square + packed.least_bias);
-  } else {
-    row.shift = moments.dot * packed.size - cosine;
-    row.slack = packed.rounding * (cosine ? 4.0 : row.length * packed.largest * packed.size);
-  }
-  row.found = row.groups = 0;
-  row.best_distance[0] = std::numeric_limits<double>::infinity();
-  row.best_index[0] = std::numeric_limits<int64_t>::max();
-  row.threshold = std::numeric_limits<float>::infinity();
-  row.hard = !(moments.square < 1e300);  // NaN, infinity
-  if (cosine) row.hard |= !in_range(row.norm);
 }
 
 }  // namespace CPU_CAPABILITY
