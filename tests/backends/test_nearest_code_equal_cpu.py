@@ -1,4 +1,4 @@
-"""The C++ backend of nearest_code where codes equal one another, or nearly: still exact, and fast."""
+"""The C++ backend of nearest_code where codes equal one another, or nearly so: exact, and fast."""
 
 import copy
 
