@@ -64,7 +64,8 @@ def gaussian_sample(
         return reference.gaussian_sample(
             mean, logvar, seed, row_offset, logvar_range=logvar_range
         )
-    mean, logvar = torch.broadcast_tensors(mean, logvar)
+    if mean.shape != logvar.shape:
+        mean, logvar = torch.broadcast_tensors(mean, logvar)
     return GaussianSample(*op(mean, logvar, seed, row_offset, low, high))
 
 
@@ -78,7 +79,8 @@ def _check(mean: Tensor, logvar: Tensor) -> None:
     if mean.dim() == 0:
         raise ValueError("mean: expected (B, ...), got ()")
     try:
-        torch.broadcast_shapes(mean.shape, logvar.shape)
+        if mean.shape != logvar.shape:
+            torch.broadcast_shapes(mean.shape, logvar.shape)
     except RuntimeError:
         raise ValueError(
             f"logvar: expected to broadcast with {tuple(mean.shape)}, got {tuple(logvar.shape)}"
