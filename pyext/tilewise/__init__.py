@@ -6,6 +6,7 @@ stored. Every op has the same name in every backend: `tilewise.ops` (what you ca
 """
 
 from tilewise import distributed as distributed
+from tilewise import estimators as estimators
 from tilewise import evaluation as evaluation
 from tilewise import nn as nn
 from tilewise import reference as reference

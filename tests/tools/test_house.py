@@ -26,7 +26,7 @@ PLACES = [
 ]
 OPS = sorted(path.stem for path in PACKAGE.glob("ops/[!_]*.py"))
 # Everything public besides the ops: a file of nn/, of another subpackage or of the package itself.
-SUBPACKAGES = ("smooth",)
+SUBPACKAGES = ("estimators", "smooth")
 MODULES = [*PACKAGE.glob("nn/**/[!_]*.py"), *PACKAGE.glob("[!_]*.py")]
 MODULES += [file for folder in SUBPACKAGES for file in PACKAGE.glob(f"{folder}/[!_]*.py")]
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "kernels", "pyext", "tests", "tools")
