@@ -143,3 +143,26 @@ def test_formulas_are_of_different_languages(in_python, number):
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         nodes = {x.grad_fn.name() for x in outputs if x.requires_grad}
         assert len(nodes) == 1 and kind in nodes.pop()
+
+
+@pytest.mark.parametrize("number", WITH_FORMULA)
+def test_formulas_serve_every_device(number):
+    """No kernel is known to them: on the meta device gradients have shapes alone."""
+    op, arguments = operands()[number]
+    there = [
+        x.detach().to("meta").requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+        for x in arguments
+    ]
+    operator = getattr(torch.ops.tilewise, op).default
+    outputs = operator(*there)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    assert any("CppNode" in x.grad_fn.name() for x in outputs if x.requires_grad)
+    leaves = [x for x in there if isinstance(x, torch.Tensor) and x.requires_grad]
+    ends = [x for x in outputs if x.requires_grad and x.numel()]
+    if ends:
+        ones = [torch.ones_like(x) for x in ends]
+        found = torch.autograd.grad(ends, leaves, ones, allow_unused=True)
+        pairs = [(x, grad) for x, grad in zip(leaves, found, strict=True) if grad is not None]
+        assert pairs
+        for x, grad in pairs:
+            assert (grad.shape, grad.device, grad.dtype) == (x.shape, x.device, x.dtype)
