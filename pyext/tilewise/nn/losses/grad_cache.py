@@ -88,8 +88,9 @@ def grad_cache(
     if training:
         with _no_autocast(value):
             (value if scaler is None else scaler.scale(value)).backward()
-        for i, cache in enumerate(caches):
-            shared = any(other.module is cache.module for other in caches[i + 1 :])
+        asked = [cache for cache in caches if any(x is not None for x in cache.gradients())]
+        for i, cache in enumerate(asked):
+            shared = any(other.module is cache.module for other in asked[i + 1 :])
             cache.backward(reduce=not shared)
     return value.detach()
 
@@ -129,12 +130,13 @@ class _Cache:
                     self.leaves[i] = x.detach().requires_grad_()
         return pytree.tree_unflatten(self.leaves, structure)
 
+    def gradients(self) -> list[Tensor | None]:
+        """Of the loss in each of the results."""
+        return [x.grad if isinstance(x, Tensor) else None for x in self.leaves]
+
     def backward(self, reduce: bool) -> None:
         """The second pass, from the gradients of the features to those of the parameters."""
-        grads = [x.grad if isinstance(x, Tensor) else None for x in self.leaves]
-        if all(grad is None for grad in grads):
-            return
-        parts = [self._parts(grad, k) for k, grad in enumerate(grads)]
+        parts = [self._parts(grad, k) for k, grad in enumerate(self.gradients())]
         last = len(self.micro_batches) - 1
         for number, inputs in enumerate(self.micro_batches):
             sync = contextlib.nullcontext() if reduce and number == last else self._no_sync()
