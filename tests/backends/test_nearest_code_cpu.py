@@ -13,7 +13,7 @@ from tests.ops.test_nearest_code import METRICS, assert_same, check
 BY_NAME = {case.name: case for case in CASES}
 # Several blocks of rows, several chunks of the codebook, and sizes that nothing divides.
 LARGE = [
-    ("near", (1100, 4200, 10)), ("clusters", (200, 4500, 20)), ("one_cluster", (200, 700, 70)),
+    ("near", (600, 4200, 8)), ("clusters", (200, 4500, 20)), ("one_cluster", (200, 700, 70)),
     ("common_offset", (300, 600, 65)), ("duplicates", (200, 5000, 12)), ("scales", (500, 600, 17)),
     ("outlier_code", (120, 4200, 64)), ("outlier_row", (2100, 130, 64)), ("zeros", (300, 300, 130)),
     ("nan_codes", (200, 4400, 9)), ("opposite", (120, 300, 257)), ("denormal", (100, 300, 48)),

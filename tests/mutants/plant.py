@@ -72,7 +72,8 @@ class Copy:
         cache, output = self.folder / ".failed", self.folder / "output"
         shutil.rmtree(cache, ignore_errors=True)
         words = [
-            "-q", "-x", "--timeout=240", "-m", "not alone", "-o", f"cache_dir={cache}", *tests
+            "-q", "-x", "--timeout=240", "-m", "not alone and not slow",
+            "-o", f"cache_dir={cache}", *tests,
         ]
         assert self.server.stdin and self.server.stdout
         self.server.stdin.write(json.dumps([str(self.folder), str(output), words]) + "\n")

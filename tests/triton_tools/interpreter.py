@@ -3,12 +3,9 @@
 Needs TRITON_INTERPRET=1 from before triton is imported; conftest.py sets it. As it comes (3.7.1)
 the interpreter multiplies the bit patterns of bfloat16, cuts float32 to bfloat16 instead of
 rounding, reads subnormal bfloat16 wrongly, ignores `input_precision` and `round_f32_to_tf32`, and
-rounds a fused product before it adds. It also spends more than half of its time on what changes
-nothing; see the end.
+rounds a fused product before it adds. It also spends two thirds of its time on what changes
+nothing: see shortcuts.py.
 """
-
-import dataclasses
-import functools
 
 import numpy as np
 import triton.language as tl
@@ -104,61 +101,10 @@ def _fma(self, x, y, z):
         return interpreter.TensorHandle(total.astype(np.float32), z.dtype.scalar)
 
 
-# The language is patched for a launch, and was again by each device function that it calls; what
-# these patched was never restored.
-
-_patch_language = interpreter._patch_lang
-_launch: "_Scope | None" = None  # the patches that are in force
-
-
-class _Scope(interpreter._LangPatchScope):
-    def __init__(self):
-        super().__init__()
-        self.modules: set[str] = set()
-
-    def restore(self):
-        global _launch
-        super().restore()
-        _launch = None
-
-
-@functools.cache
-def _language_modules(function) -> frozenset[str]:
-    """Those that a function may name."""
-    values = function.__globals__.values()
-    return frozenset(value.__name__ for value in values if value is tl or value is tl.core)
-
-
-def _patch_language_once(function):
-    global _launch
-    _launch = _launch or _Scope()
-    modules = _language_modules(function)
-    if not modules <= _launch.modules:
-        _launch._changes += _patch_language(function)._changes
-        _launch.modules |= modules
-    return _launch
-
-
-_find_numpy_dtype = interpreter._get_np_dtype
-_numpy_dtypes: dict[str, np.dtype] = {}
-
-
-def _numpy_dtype(type_):
-    """From a table that is not made anew in each call."""
-    name = type_.scalar.name
-    if name not in _numpy_dtypes:
-        _numpy_dtypes[name] = _find_numpy_dtype(type_)
-    return _numpy_dtypes[name]
-
-
-interpreter._patch_lang = _patch_language_once
-interpreter._get_np_dtype = _numpy_dtype
-# Sums are computed once more, in int64, for an assertion that is not looked at.
-interpreter.interpreter_builder.options = dataclasses.replace(
-    interpreter.interpreter_builder.options, sanitize_overflow=False
-)
 interpreter._convert_float = _convert
 interpreter._implicit_cvt = _argument
 interpreter.InterpreterBuilder.create_descriptor_load = _load
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.create_fma = _fma
+if hasattr(interpreter, "_LangPatchScope"):  # the Triton that they were made for
+    from tests.triton_tools import shortcuts  # noqa: F401
