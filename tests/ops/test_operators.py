@@ -166,3 +166,22 @@ def test_formulas_serve_every_device(number):
         assert pairs
         for x, grad in pairs:
             assert (grad.shape, grad.device, grad.dtype) == (x.shape, x.device, x.dtype)
+
+
+@pytest.mark.parametrize("wide, narrow", [
+    (torch.float32, torch.float32), (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16), (torch.float64, torch.float64),
+], ids=str)
+@pytest.mark.parametrize("rows", [3, 4000])
+def test_gradients_are_scaled_alike_in_both_languages(rows, wide, narrow):
+    """Small tensors in a loop of our own, large ones and those with gaps by torch."""
+    matrix, number = cases.normal(rows, 5).to(wide), cases.normal(seed=1).to(wide)
+    gradients = [matrix, number, cases.normal(5, rows).to(wide).T]
+    shapes = [(rows, 5), (1,), (rows, 5)]
+    inputs = [torch.zeros(shape, dtype=narrow) for shape in shapes]
+    grad = torch.tensor(-3.7, dtype=wide)
+    ours = torch.ops.tilewise.scale_gradients(grad, gradients, inputs)
+    theirs = _register._scale_gradients(grad, gradients, inputs)
+    for x, y, z in zip(ours, theirs, inputs, strict=True):
+        assert torch.equal(x, y) and (x.shape, x.dtype) == (z.shape, z.dtype)
+    assert torch.equal(ours[0], (-3.7 * matrix).to(narrow))
