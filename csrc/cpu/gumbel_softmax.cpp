@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "../common/registration.h"
 #include "../common/sum.h"
 #include "arguments.h"
+#include "pages.h"
 #include "rows_along.h"
 #include "simd/gumbel_argmax.h"
 
@@ -56,7 +58,7 @@ Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_
   return y;
 }
 
-// Only indices are computed; the rest is 0.
+// Only indices are computed; the rest is 0, which is written here for rows that lie in a piece.
 template <typename T>
 void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset,
              const Tensor& y) {
@@ -70,6 +72,11 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
                           1,
                           seed,
                           noise_row(piece.first, row_offset)};
+    if (shape.inner == 1) {
+      const int64_t bytes = piece.count * shape.cols * static_cast<int64_t>(sizeof(T));
+      fetch_pages(out + piece.first * shape.cols, bytes);
+      std::memset(static_cast<void*>(out + piece.first * shape.cols), 0, bytes);
+    }
     std::vector<int64_t> index(piece.count);
     Perturbed heap;
     TILEWISE_DISPATCH(gumbel_argmax)(rows, &heap, index.data(), nullptr, true);
@@ -86,7 +93,8 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
 }
 
 Tensor one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_t row_offset) {
-  const Tensor y = at::zeros(logits.sizes(), logits.options());
+  const Tensor y = shape.inner == 1 ? at::empty(logits.sizes(), logits.options())
+                                    : at::zeros(logits.sizes(), logits.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "one_hot",
                                   [&] { one_hot<scalar_t>(logits, shape, seed, row_offset, y); });
   return y;
@@ -131,18 +139,19 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
       differentiate(rows, piece.first, piece.inputs[0], piece.inputs[1], piece.outputs[0]);
       return;
     }
-    // The relaxed sample of one row at a time.
+    // The relaxed sample of some rows at a time, which stays in the cache.
     const int64_t bytes = shape.cols * (rows.is_double ? sizeof(double) : sizeof(float));
-    std::vector<char> y(bytes);
-    for (int64_t r = 0; r < rows.rows; ++r) {
-      GumbelRows row = rows;
-      row.rows = 1;
-      row.first_row += r;
+    const int64_t together = std::max<int64_t>(1, kSoftmaxBlock / shape.cols);
+    std::vector<char> y(together * bytes);
+    for (int64_t r = 0; r < rows.rows; r += together) {
+      GumbelRows some = rows;
+      some.rows = std::min(together, rows.rows - r);
+      some.first_row += r;
       const auto at = [&](int input) {
         return static_cast<const char*>(piece.inputs[input]) + r * bytes;
       };
-      TILEWISE_DISPATCH(gumbel_softmax)(row, at(1), y.data(), maxima.data());
-      differentiate(row, piece.first + r, at(0), y.data(),
+      TILEWISE_DISPATCH(gumbel_softmax)(some, at(1), y.data(), maxima.data());
+      differentiate(some, piece.first + r, at(0), y.data(),
                     static_cast<char*>(piece.outputs[0]) + r * bytes);
     }
   });

@@ -26,23 +26,32 @@ TILEWISE_INLINE void for_steps(const float* x, float* y, int64_t cols, float pad
   for (int64_t i = 0; i < left; ++i) y[col + i] = out[i];
 }
 
-// y = x + noise of the columns from `first`; returns their maximum. Random words and logarithms are
-// long chains: in loops of their own, more of each are under way at once.
-TILEWISE_INLINE float perturb(NoiseRow noise, const float* x, float* y, int64_t first,
-                              int64_t cols) {
-  for_steps(x, y, cols, 0.0f, [&](int64_t col, const float*, const float*, float* out) {
+// y = the uniform variates of the columns from `first`. These and logarithms are long chains: in
+// loops of their own, and over several rows, more of each are under way at once.
+TILEWISE_INLINE void randomize(NoiseRow noise, float* y, int64_t first, int64_t cols) {
+  for_steps(y, y, cols, 0.0f, [&](int64_t col, const float*, const float*, float* out) {
     Floats u[2];
     uniform_columns(noise, Stream::Gumbel, first + col, u);
     for (int i = 0; i < 2; ++i) u[i].store(out + 16 * i);
   });
-  Floats max[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
-  for_steps(x, y, cols, -INFINITY, [&](int64_t, const float* logits, const float* u, float* out) {
+}
+
+// y = x + noise, made of uniform variates y.
+TILEWISE_INLINE void perturb(const float* x, float* y, int64_t count) {
+  for_steps(x, y, count, 0.0f, [&](int64_t, const float* logits, const float* u, float* out) {
     for (int i = 0; i < 2; ++i) {
-      const Floats z = Floats::load(logits + 16 * i) + gumbel(Floats::load(u + 16 * i));
-      z.store(out + 16 * i);
-      max[i] = higher(z, max[i]);
+      (Floats::load(logits + 16 * i) + gumbel(Floats::load(u + 16 * i))).store(out + 16 * i);
     }
   });
+}
+
+TILEWISE_INLINE float maximum(const float* y, int64_t cols) {
+  Floats max[2] = {Floats::all(-INFINITY), Floats::all(-INFINITY)};
+  float copy[kStep];
+  for (int64_t col = 0; col < cols; col += kStep) {
+    const float* z = step_at(y + col, cols - col, -INFINITY, copy);
+    for (int i = 0; i < 2; ++i) max[i] = higher(Floats::load(z + 16 * i), max[i]);
+  }
   return fold(higher(max[0], max[1]), Largest());
 }
 
@@ -74,8 +83,10 @@ void softmax_group(NoiseRow noise, const float* x, float* y, int64_t rows, int64
                    float inverse_tau) {
   float max[kGroupRows], sum[kGroupRows];
   for (int64_t r = 0; r < rows; ++r) {
-    max[r] = perturb({noise.seed, noise.row + r}, x + r * cols, y + r * cols, 0, cols);
+    randomize({noise.seed, noise.row + r}, y + r * cols, 0, cols);
   }
+  perturb(x, y, rows * cols);
+  for (int64_t r = 0; r < rows; ++r) max[r] = maximum(y + r * cols, cols);
   for (int64_t r = 0; r < rows; ++r) {
     sum[r] = exponentials(y + r * cols, cols, max[r], inverse_tau);
   }
@@ -92,7 +103,9 @@ void softmax_long_row(NoiseRow noise, const float* x, float* y, int64_t cols, do
   for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
     const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
     const float before = max;
-    max = Largest()(perturb(noise, x + col, y + col, col, n), before);
+    randomize(noise, y + col, col, n);
+    perturb(x + col, y + col, n);
+    max = Largest()(maximum(y + col, n), before);
     *maxima++ = max;
     if (max == -INFINITY) {  // all masked so far
       for (int64_t i = col; i < col + n; ++i) sum += y[i] = y[i] == -INFINITY ? 0.0f : NAN;

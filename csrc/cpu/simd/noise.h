@@ -36,6 +36,21 @@ TILEWISE_INLINE Words low_product(const Words& a, uint32_t m) {
   return out;
 }
 
+// Not by a shift, which would wait for the unit that multiplies.
+TILEWISE_INLINE Words high_half(const Words& a) {
+  Words out;
+#if defined(CPU_CAPABILITY_AVX512)
+  out.v[0] = (Words::Vector)_mm512_shuffle_epi32((__m512i)a.v[0], _MM_PERM_DDBB);
+#elif defined(CPU_CAPABILITY_AVX2)
+  for (int i = 0; i < 2; ++i) {
+    out.v[i] = (Words::Vector)_mm256_shuffle_epi32((__m256i)a.v[i], 0xF5);
+  }
+#else
+  out = a >> 32;
+#endif
+  return out;
+}
+
 // The eight calls that make 32 columns, in the order in which `columns` finds them side by side.
 TILEWISE_INLINE void random_words(NoiseRow noise, int64_t col, Stream stream, Words (&c)[4]) {
   constexpr uint64_t kOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
