@@ -5,7 +5,7 @@ import torch
 
 import tilewise as tw
 from tests.common import fresh
-from tests.common.concurrency import holds_after_fork, in_threads
+from tests.common.concurrency import assert_same_bits, holds_after_fork, in_threads
 from tests.common.random_cases import CASES, DTYPES, HALVES, Case, largest, masked, normal, strided
 from tests.ops import test_gaussian_sample, test_gumbel_argmax, test_gumbel_softmax
 
@@ -84,12 +84,7 @@ def everything(case: Case, dtype=torch.float32):
 @pytest.mark.parametrize("case", [case for case in BIG if case.name != "both"],
                          ids=lambda case: case.name)
 def test_same_bits_for_every_thread_count(threads, case, dtype):
-    expected = None
-    for count in (1, 2, 3, 4, 4):  # the last one is a repeat
-        threads(count)
-        got = everything(case, dtype)
-        expected = expected or got
-        assert all(map(torch.equal, got, expected)), f"{count} threads"
+    assert_same_bits(threads, lambda: everything(case, dtype))
 
 
 @pytest.mark.parametrize("case", [case for case in BIG if case.dim], ids=lambda case: case.name)

@@ -5,7 +5,7 @@ import torch
 
 import tilewise as tw
 from tests.common import fresh
-from tests.common.concurrency import holds_after_fork, in_threads
+from tests.common.concurrency import assert_same_bits, holds_after_fork, in_threads
 from tests.common.contrastive_cases import Case, related
 from tests.ops.test_sigmoid_loss import check, outputs, reference_gradcheck_inputs
 
@@ -66,12 +66,7 @@ def everything(case: Case, dtype=torch.float32):
 @pytest.mark.parametrize("shape", [(7, 1800, 517), (600, 600, 33), (4200, 1500, 40)], ids=str)
 def test_same_bits_for_every_thread_count(threads, shape, dtype):
     case = Case("bits", related(*shape))
-    expected = None
-    for count in (1, 2, 3, 4, 4):  # the last one is a repeat
-        threads(count)
-        got = everything(case, dtype)
-        expected = expected or got
-        assert all(map(torch.equal, got, expected)), f"{count} threads"
+    assert_same_bits(threads, lambda: everything(case, dtype))
 
 
 @pytest.mark.alone

@@ -3,10 +3,21 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def assert_same_bits(threads: Callable[[int], None], call: Callable[[], Sequence[Tensor]]) -> None:
+    """Of what `call` returns with each number of `threads`, which is the fixture."""
+    expected = None
+    for count in (1, 2, 3, 4, 4):  # the last one is a repeat
+        threads(count)
+        found = call()
+        expected = expected or found
+        assert all(map(torch.equal, found, expected)), f"{count} threads"
 
 
 def in_threads(call: Callable[[], Any], count: int = 4) -> list[Any]:

@@ -5,6 +5,7 @@ import torch
 
 import tilewise as tw
 from tests.common.compilers import once
+from tests.common.concurrency import assert_same_bits
 from tests.common.contrastive_cases import Case, related
 from tests.common.fresh import peak_bytes_each
 from tests.ops.test_clip_loss import check
@@ -51,16 +52,10 @@ def test_second_derivatives_only_in_the_reference():
         torch.func.grad(lambda x: tw.clip_loss(x, text.detach(), 1.0))(image.detach())
 
 
-def test_thread_counts_give_the_same_bits(threads):
+def test_same_bits_for_every_thread_count(threads):
     image, text = Case("t", related(700, 900, 24)).features(torch.float32)
-    results = []
-    for count in (1, 2, 3):
-        threads(count)
-        results.append(torch.ops.tilewise.clip_loss(
-            image, text, torch.tensor(20.0), 0, None, None, 0.1, True, True, True
-        ))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    arguments = image, text, torch.tensor(20.0), 0, None, None, 0.1, True, True, True
+    assert_same_bits(threads, lambda: torch.ops.tilewise.clip_loss(*arguments))
 
 
 def test_several_tiles_are_one_problem():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import tilewise as tw
 from tests.common.budget import assert_within_budget
+from tests.common.concurrency import assert_same_bits
 from tests.common.contrastive_cases import DEVICE
 
 BACKENDS = ["cpu", "triton"] if DEVICE == "cpu" else ["triton"]
@@ -149,12 +150,7 @@ def test_index_beyond_the_codes_raises():
 def test_same_bits_for_every_thread_count(threads):
     torch.manual_seed(0)
     x, index = torch.randn(5000, 70), torch.randint(0, 300, (5000,))
-    expected = None
-    for count in (1, 2, 3, 4, 4):
-        threads(count)
-        counts, sums = tw.code_sums(x, index, 300)
-        expected = expected if expected is not None else sums
-        assert torch.equal(sums, expected) and counts.sum() == 5000
+    assert_same_bits(threads, lambda: tw.code_sums(x, index, 300))
     check(x.double(), index, 300)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import tilewise as tw
+from tests.common.concurrency import assert_same_bits
 from tests.common.contrastive_cases import DEVICE, Case, ids, related
 from tests.common.fresh import peak_bytes_each
 
@@ -76,14 +77,10 @@ def test_scale_may_be_a_tensor(backend):
         assert all(map(torch.equal, tw.hard_negatives(*features(), scale, seed=1), expected))
 
 
-def test_repeats_and_thread_counts_give_the_same_bits(threads):
+def test_same_bits_for_every_thread_count(threads):
     image, text = Case("t", related(900, 1500, 24)).features(torch.float32)
-    results = []
-    for count in (1, 1, 2, 3):
-        threads(count)
-        results.append(tw.hard_negatives(image, text, 20.0, positives=ids(900, 1500, 50), seed=3))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    options = {"positives": ids(900, 1500, 50), "seed": 3}
+    assert_same_bits(threads, lambda: tw.hard_negatives(image, text, 20.0, **options))
 
 
 def prepare(rows: int, ids: bool):

@@ -10,6 +10,7 @@ import tilewise as tw
 from benchmarks.baselines import eager_info_nce, sentence_transformers_loss
 from benchmarks.harness.measure import peak_bytes
 from tests.common.budget import assert_within_budget
+from tests.common.concurrency import assert_same_bits
 from tests.common.contrastive_cases import DEVICE, Case, ids, related, unrelated
 from tests.common.cross_entropy_cases import CROSS_ENTROPY_CASES, ROWS, magnitudes, outputs
 
@@ -155,16 +156,15 @@ def test_only_the_gradients_asked_for(flags):
         assert torch.equal(gradient, whole) if flag else gradient.shape == (0,)
 
 
-def test_thread_counts_give_the_same_bits(threads):
-    query, keys = Case("t", related(700, 900, 24)).features(torch.float32)
-    results = []
-    for count in (1, 2, 3):
-        threads(count)
-        leaves = [x.clone().requires_grad_() for x in (query, keys, torch.tensor(20.0))]
+def test_same_bits_for_every_thread_count(threads):
+    inputs = *Case("t", related(700, 900, 24)).features(torch.float32), torch.tensor(20.0)
+    leaves = [x.requires_grad_() for x in inputs]
+
+    def call():
         loss = tw.info_nce(*leaves, label_smoothing=0.1)
-        results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    assert_same_bits(threads, call)
 
 
 def prepare(rows: int):

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import tilewise as tw
+from tests.common.concurrency import assert_same_bits
 from tests.common.contrastive_cases import Case, ids, related
 from tests.common.fresh import peak_bytes_each
 from tests.ops.test_itc_loss import Problem
@@ -119,15 +120,10 @@ def test_backward_accumulates_and_scales():
 
 
 @pytest.mark.parametrize("options", [dict(), dict(teacher=False)], ids=["teacher", "no-teacher"])
-def test_repeats_and_thread_counts_give_the_same_bits(threads, options):
+def test_same_bits_for_every_thread_count(threads, options):
     tensors = problem(300, 300, 5000, 24, **options)
-    scale = torch.tensor(20.0, requires_grad=True)
-    results = []
-    for count in (1, 1, 2, 3):
-        threads(count)
-        results.append(gradients(tw.itc_loss, tensors, scale, 0.4, ids(300, 5300, 40)))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    arguments = tensors, torch.tensor(20.0, requires_grad=True), 0.4, ids(300, 5300, 40)
+    assert_same_bits(threads, lambda: gradients(tw.itc_loss, *arguments))
 
 
 def test_several_tiles_are_one_problem():
