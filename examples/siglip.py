@@ -3,6 +3,7 @@
     python -m examples.siglip            # everything; about two and a half minutes on two cores
     python -m examples.siglip --quick    # a look at every stage in half a minute
     python -m examples.siglip --resume   # go on from the checkpoints in --out
+    torchrun --nproc-per-node=2 -m examples.siglip    # the first run, by two processes
 
 Sigmoid Loss for Language Image Pre-Training, Zhai et al. 2023 (arXiv 2303.15343): a learnable
 temperature exp(t') and bias b start at t' = log 10 and b = -10. The last stage locks the image
@@ -22,8 +23,9 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
+import tilewise as tw
 from examples import siglip_report
-from examples.common import large_batch, report
+from examples.common import large_batch, parallel, report
 from examples.common.data import SCENE_WORDS, Pairs, pairs, scenes, split
 from examples.common.large_batch import LOSSES
 from examples.common.retrieval import chance, nearest_pixel, recall
@@ -77,9 +79,11 @@ class SigLipRun(Run):
     Args:
         bias: b at first.
         loss: a name of `LOSSES`.
+        place: this process. Each embeds its part of a batch.
     """
 
-    def __init__(self, loss: str, args, batches: Batches, heldout: Pairs, bias: float, steps: int):
+    def __init__(self, loss: str, args, batches: Batches, heldout: Pairs, bias: float, steps: int,
+                 place: parallel.Place = parallel.ALONE):  # fmt: skip
         torch.manual_seed(args.seed)
         model = SigLip(len(batches.words), bias)
         label = f"{loss} loss" + ("" if bias else ", b = 0 at first")
@@ -89,27 +93,39 @@ class SigLipRun(Run):
         super().__init__(label, path, model, model.optimizer(), steps, settings, names)
         self.loss, self.other = LOSSES[loss], LOSSES["eager" if loss == "fused" else "fused"]
         self.batches, self.heldout, self.schedule = batches, heldout, args.steps
+        self.place, self.replica = place, place.replica(model)
+        if place.size > 1:
+            self.loss = tw.nn.SigLipLoss(rank=place.rank, world_size=place.size)
 
     def before(self, step: int) -> None:
-        self.images, self.tokens = self.batches(step)
+        self.images, self.tokens = (self.place.part(x) for x in self.batches(step))
 
     def step(self, step: int) -> None:
-        self.inputs = self.model(self.images, self.tokens)
+        self.inputs = self.replica(self.images, self.tokens)
         value = self.loss(*self.inputs)
         value.backward()
         optimize(self.optimizer, step, self.schedule)
-        self.history["loss"].append(value.item())
+        self.history["loss"].append(self.place.mean(value).item())
 
     def after(self, step: int) -> None:
         """The other loss of the same features."""
-        other = self.other(*(x.detach() for x in self.inputs)).item()
+        image, text, *scalars = (x.detach() for x in self.inputs)
+        if self.place.size > 1:
+            image, text = (tw.distributed.gather(x) for x in (image, text))
+        other = self.other(image, text, *scalars).item()
         self.history["apart"].append(abs(other / self.history["loss"][-1] - 1))
         self.history["scale"].append(self.model.log_scale.exp().item())
         self.history["bias"].append(self.model.logit_bias.item())
 
     def evaluate(self) -> None:
+        if self.place.rank:
+            return
         found = recall(score(self.model, self.heldout, self.batches.words))
         self.history["recall"].append([self.done, *found])
+
+    def save(self) -> None:
+        if self.place.rank == 0:
+            super().save()
 
     def note(self) -> str:
         found = self.history["recall"]
@@ -171,9 +187,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
+    with parallel.processes() as place:
+        return run(args, place)
+
+
+def run(args: argparse.Namespace, place: parallel.Place) -> dict:
+    """Trains, measures and reports; several processes train one run, which the first reports."""
+    if place.size > 1:
+        args.loss, args.large_steps = "fused", 0
     args.out.mkdir(parents=True, exist_ok=True)
     console = report.console()
-    console.print(f"[bold]SigLIP[/] on {report.machine()}")
+    console.quiet = place.rank > 0
+    by = f" by {place.size} processes" if place.size > 1 else ""
+    console.print(f"[bold]SigLIP[/]{by} on {report.machine()}")
     seen, heldout = split()
     console.print(
         f"{len(pairs().captions)} pictures, {len(seen.captions)} different ones to train on, "
@@ -188,7 +214,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     bias = 0.0 if args.no_bias_prior else -10.0
     runs = {
-        loss: SigLipRun(loss, args, batches, heldout, bias, args.steps)
+        loss: SigLipRun(loss, args, batches, heldout, bias, args.steps, place)
         for loss in (["fused", "eager"] if args.loss == "both" else [args.loss])
     }
     if args.loss == "both" and bias:
@@ -199,6 +225,8 @@ def main(argv: list[str] | None = None) -> dict:
         histories = {name: run.history for name, run in runs.items()}
         if args.large_steps:
             histories["large"] = train_large(kept, words, args, bars)
+    if place.rank:
+        return histories
     results = {
         "heldout": len(heldout.captions), "batch": args.batch_size,
         "large_batch": args.large_batch, "chance": chance(len(heldout.captions)),

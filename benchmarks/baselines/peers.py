@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -77,6 +78,19 @@ def open_clip_loss() -> ModuleType:
     """open_clip.loss, also where torchvision was built for another torch."""
     _make_torchvision_importable()
     return importlib.import_module("open_clip.loss")
+
+
+@functools.cache
+def open_clip_losses() -> ModuleType:
+    """open_clip's loss.py alone: the package takes seconds to import."""
+    found = importlib.util.find_spec("open_clip")
+    assert found and found.origin, "open_clip is not installed"
+    path = Path(found.origin).parent / "loss.py"
+    spec = importlib.util.spec_from_file_location("open_clip_losses", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache

@@ -80,6 +80,11 @@ class Peers:
             dist.all_gather(list(out.unbind()), x.contiguous(), group=self.group)
         return out
 
+    def place(self, device: torch.device) -> torch.device:
+        """Where to put small numbers: where the group also serves CPUs, no GPU is waited for."""
+        serves_cpu = "cpu:" in dist.get_backend_config(self.group)
+        return torch.device("cpu") if serves_cpu else device
+
     def agree(self, rows: int, facts: dict[str, Any], problem: str | None, device) -> list[int]:
         """How many rows each process has, after a look at whether all mean the same.
 
@@ -90,9 +95,7 @@ class Peers:
         Raises:
             ValueError: in every process, the same: what differs, or whose problem it is.
         """
-        # Where the group also serves CPU tensors, no GPU is waited for.
-        serves_cpu = "cpu:" in dist.get_backend_config(self.group)
-        where = torch.device("cpu") if serves_cpu else device
+        where = self.place(device)
         text = "\n".join(f"{name}\t{value}" for name, value in facts.items())
         text = f"\n{problem}" if problem else text
         head = [rows, zlib.crc32(text.encode()), int(problem is not None)]
@@ -200,12 +203,12 @@ class _Lane:
         # After the last hop sums go home. Here come those of the block that is visited next.
         to, source = (owner, self._rank(self.hops)) if last else (self._rank(1), self._rank(-1))
         rows = self.rows[self.peers.rank if last else self._rank(-self.hop - 1)]
-        before, self.sums = self.sums, []
+        before, self.sums = self.sums[::-1], []
         sizes = zip(_cuts(len(block[0]), self.pieces), _cuts(rows, self.pieces), strict=True)
-        for k, (here, there) in enumerate(sizes):
+        for here, there in sizes:
             parts = visit(owner, *(x[here] for x in block))
             if before:
-                sums, transfer = before[k]
+                sums, transfer = before.pop()
                 transfer.wait()
                 for part, sum in zip(parts, sums, strict=True):
                     merge(part, sum)

@@ -1,11 +1,9 @@
 """Losses of several processes: those of one with all rows, and open_clip's own beside ours."""
 
-import importlib.util
 import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 import tilewise as tw
 from benchmarks.baselines import eager_clip_loss, eager_sigmoid_loss
+from benchmarks.baselines.peers import open_clip_losses
 from tests.common.budget import assert_within_budget
 from tests.common.contrastive_cases import DEVICE, Case
 from tests.common.processes import WORLDS, processes
@@ -107,15 +106,6 @@ def test_equal_one_process_with_all_rows(world, rows, dtype):
         elif key != (True, False):
             check(key, found, test_clip_loss, eager_clip_loss, tw.reference.clip_loss,
                   lambda truth: test_clip_loss.magnitudes(case, *exact))
-
-
-def open_clip_losses():
-    """open_clip's loss.py, without the package, whose import takes seconds."""
-    package = Path(importlib.util.find_spec("open_clip").origin).parent
-    spec = importlib.util.spec_from_file_location("open_clip_losses", package / "loss.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def beside_open_clip(rows: list[int]) -> list[tuple]:

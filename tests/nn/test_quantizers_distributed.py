@@ -1,13 +1,18 @@
 """Quantisers in two processes: the same codes in both, and those of one process with all rows."""
 
-from pathlib import Path
-
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.common import fresh
+import tilewise as tw
 from tests.common.contrastive_cases import DEVICE
+from tests.common.processes import processes
 from tests.common.quantizer_cases import CLOSE, HEADS, quantizer, residual, rows
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
+    pytest.mark.xdist_group("processes"),
+]
 
 SETTINGS = [
     dict(),
@@ -69,7 +74,7 @@ class WithParameter(torch.nn.Module):
 
     def __init__(self, quantizer):
         super().__init__()
-        self.scale, self.quantizer = torch.nn.Parameter(torch.ones(())), quantizer
+        self.scale, self.quantizer = torch.nn.Parameter(torch.ones(1)), quantizer
 
     def forward(self, x):
         return self.quantizer(self.scale * x)
@@ -79,21 +84,15 @@ KMEANS = dict(kmeans_init=True, kmeans_iters=3)
 RESUMED = [(quantizer, KMEANS), (residual, KMEANS)]
 
 
-def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+def process() -> tuple:
+    rank = dist.get_rank()
     states = trained(slice(0, 15) if rank == 0 else slice(15, 40))
     after = [resumed(rank, make, settings) for make, settings in RESUMED]
-    torch.save((states, *trained_residual(rank), after), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return states, *trained_residual(rank), after
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors")
-def test_processes_agree(tmp_path: Path):
-    fresh.run_all(process, 2, str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_processes_agree():
+    first, second = processes().run(2, process)
     for ours, theirs, alone in zip(first[0], second[0], trained(slice(None)), strict=True):
         for key, value in ours.items():
             assert torch.equal(value, theirs[key])
@@ -108,3 +107,85 @@ def test_processes_agree(tmp_path: Path):
         assert (ours["first"][embed].mean() - 1).abs() < 0.3  # where the checkpoint's rows lay
         far = (ours["last"][embed] + 5).square().mean(-1)  # k-means would have moved all codes
         assert (far > 20).sum() > 10
+
+
+PARTS = [7, 0, 4]  # rows of each of three processes
+
+
+def long_run(wrapped: bool) -> list[torch.Tensor]:
+    """The state after 100 steps, in some of which a process has no rows, and codes die."""
+    module = quantizer(threshold_ema_dead_code=1.0, kmeans_init=True, kmeans_iters=2)
+    outer = WithParameter(module)
+    if wrapped:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+        dist.fsdp.fully_shard(outer, mesh=mesh)
+    torch.manual_seed(dist.get_rank())
+    for step in range(100 if not wrapped else 10):
+        place = (dist.get_rank() + step // 3) % len(PARTS)
+        x = rows(PARTS[place], 16, seed=10 * step + place) * (1 + step % 5)
+        quantized, _, loss = outer(x)
+        (quantized.square().sum() + loss).backward()
+    return [*module.state_dict().values()]
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "fsdp2"])
+def test_codebooks_do_not_drift(wrapped):
+    first, *others = processes().run(3, long_run, wrapped)
+    assert len(first) >= 4 and all(x.isfinite().all() for x in first)
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
+
+
+def exchanges(settings: dict) -> int:
+    """How many reductions a step takes, after the first one."""
+    module = quantizer(**settings)
+    module(rows(9, 16))
+    count, real = 0, dist.all_reduce
+
+    def counted(*arguments, **options):
+        nonlocal count
+        count += 1
+        return real(*arguments, **options)
+
+    dist.all_reduce = counted
+    try:
+        module(rows(9, 16))
+    finally:
+        dist.all_reduce = real
+    return count
+
+
+def test_a_step_is_one_exchange():
+    """Two more where codes are revived: which rows there are, and those that are chosen."""
+    assert processes().run(2, exchanges, {}) == [1, 1]
+    assert processes().run(2, exchanges, dict(threshold_ema_dead_code=2.0)) == [3, 3]
+
+
+# Noise
+
+
+def drawn(sizes: list[int]) -> list[torch.Tensor]:
+    """What this process draws, with a generator that is its own, and with a seed."""
+    rank = dist.get_rank()
+    torch.manual_seed(10 + rank)
+    x = rows(sum(sizes), 3, 16).split(sizes)[rank]
+    sample = tw.nn.GumbelSoftmax(0.7, group=dist.group.WORLD)
+    torch.manual_seed(3)
+    codes = tw.nn.GumbelQuantizer(16, 20, group=dist.group.WORLD)
+    torch.manual_seed(10 + rank)
+    results = [sample(x), codes(x)[0], sample(x, seed=-5, row_offset=2)]
+    results.append(codes.eval()(x)[0])  # where nothing is drawn
+    return [y.detach() for y in results]
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [3, 0, 2]], ids=str)
+def test_processes_draw_what_one_would(sizes):
+    x = rows(sum(sizes), 3, 16)
+    torch.manual_seed(3)
+    codes = tw.nn.GumbelQuantizer(16, 20)
+    torch.manual_seed(10)  # the first process's
+    sample = tw.nn.GumbelSoftmax(0.7)
+    alone = [sample(x), codes(x)[0], sample(x, seed=-5, row_offset=2), codes.eval()(x)[0]]
+    parts = zip(*processes().run(3, drawn, sizes), strict=True)
+    for expected, found in zip(alone, parts, strict=True):
+        torch.testing.assert_close(torch.cat(found), expected.detach(), rtol=1e-6, atol=1e-6)

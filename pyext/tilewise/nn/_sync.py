@@ -1,8 +1,18 @@
 """What the processes of a distributed run tell each other about a batch."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tilewise import _numbers
+from tilewise.distributed import Peers
+
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
 
 
 def world_size(sync: bool) -> int:
@@ -63,3 +73,18 @@ def from_first_process(x: Tensor, sync: bool) -> Tensor:
 def shared_seed(device: torch.device, sync: bool) -> int:
     """A random number that all processes agree on; waits for the device."""
     return int(from_first_process(torch.randint(2**62, (1,), device=device), sync))
+
+
+@torch.compiler.disable  # the exchange is not traced
+def place_in_stream(
+    user: str, rows: int, seed: Tensor | int | None, device: torch.device, group: ProcessGroup
+) -> tuple[Tensor | int, int]:
+    """The first process's seed, and how many rows the processes before this one have.
+
+    With them all draw what one process with all rows would draw.
+    """
+    peers = Peers(group, user)
+    where = peers.place(device)
+    table = peers.table(torch.stack([torch.tensor(rows), _numbers.seed(seed, torch.device("cpu"))])
+                        .to(where)).tolist()  # fmt: skip
+    return table[0][1], sum(row[0] for row in table[: peers.rank])

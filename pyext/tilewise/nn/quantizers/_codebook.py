@@ -233,10 +233,10 @@ class Codebook(nn.Module):
         """The same over all processes."""
         if _sync.world_size(self.sync) == 1:
             return counts, sums
-        counts = counts.clone()  # the process's own counts are still needed
-        _sync.all_reduce(counts, self.sync)
-        _sync.all_reduce(sums, self.sync)
-        return counts, sums
+        # In one exchange, as numbers of the sums' dtype: exact below 2^24 rows a code.
+        flat = torch.cat([counts.to(sums.dtype).unsqueeze(-1), sums], dim=-1)
+        _sync.all_reduce(flat, self.sync)
+        return flat[..., 0], flat[..., 1:]
 
     def _normal(self, codes: Tensor) -> Tensor:
         return unit(codes) if self.use_cosine_sim else codes

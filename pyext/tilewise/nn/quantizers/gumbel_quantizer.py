@@ -1,10 +1,13 @@
 """GumbelQuantizer: taming-transformers' GumbelQuantize without one-hot vectors."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from tilewise.nn import _sync
 from tilewise.nn.quantizers._base import Quantizer, check_codes, code_indices
 from tilewise.nn.quantizers._gumbel_codes import HARD, MODE, SOFT, choose_codes
 from tilewise.nn.quantizers._projection import project
@@ -14,6 +17,8 @@ from tilewise.nn.sampling._temperature import HasTemperature, Schedule, Temperat
 from tilewise.ops import _arguments
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from tilewise.nn.quantizers._base import Quantized
 
 
@@ -40,6 +45,9 @@ class GumbelQuantizer(HasTemperature, Quantizer):
             likely code, and the same input always gives the same codes.
         channel_last: (B, ..., dim), or (B, dim, ...) if False.
         accept_image_fmap, accept_3d_fmap: input is (B, dim, H, W), or (B, dim, T, H, W).
+        group: processes that draw what one would with the batches of all, joined in the order of
+            their ranks: the first one's seed, and a row offset for each. All must then call it
+            where it draws. None: each draws for itself.
 
     Raises:
         ValueError, TypeError: sizes below 1; tau below 0; two layouts at once.
@@ -79,6 +87,7 @@ class GumbelQuantizer(HasTemperature, Quantizer):
         channel_last: bool = True,
         accept_image_fmap: bool = False,
         accept_3d_fmap: bool = False,
+        group: ProcessGroup | None = None,
     ):
         Quantizer.__init__(self, dim, channel_last, accept_image_fmap, accept_3d_fmap)
         codebook_dim = self.dim if codebook_dim is None else codebook_dim
@@ -87,6 +96,7 @@ class GumbelQuantizer(HasTemperature, Quantizer):
         _arguments.check_between("kl_weight", kl_weight, 0, float("inf"))
         self.straight_through, self.kl_weight = straight_through, kl_weight
         self.sample_in_eval = sample_in_eval
+        self.group = group
         self.proj = nn.Linear(self.dim, self.codebook_size)
         self.embed = nn.Embedding(self.codebook_size, self.codebook_dim)
         self.temperature = Temperature(tau, learnable_tau)
@@ -112,7 +122,7 @@ class GumbelQuantizer(HasTemperature, Quantizer):
         seed: Tensor | int | None = None,
         row_offset: int = 0,
         return_usage: bool = False,
-    ) -> "Quantized":
+    ) -> Quantized:
         """Quantises x.
 
         Args:
@@ -137,6 +147,11 @@ class GumbelQuantizer(HasTemperature, Quantizer):
         logits = project(self.proj, x).flatten(0, -2)  # (N, K)
         tau = self.tau if tau is None else checked(tau)
         kind = self._kind()
+        if self.group is not None and kind != MODE:
+            seed, first = _sync.place_in_stream(
+                "tilewise.nn.GumbelQuantizer", len(logits), seed, logits.device, self.group
+            )
+            row_offset += first
         quantized, index, kl = choose_codes(
             logits,
             self.codebook,

@@ -1,13 +1,20 @@
 """GumbelSoftmax: relaxed categorical samples, with a temperature that a schedule lowers."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tilewise.nn import _sync
 from tilewise.nn.sampling._temperature import HasTemperature, Schedule, Temperature
 from tilewise.ops.gumbel_softmax import gumbel_softmax
+
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
 
 
 class GumbelSoftmax(HasTemperature):
@@ -26,6 +33,9 @@ class GumbelSoftmax(HasTemperature):
         dim: of the categories.
         learnable_tau: make the temperature a parameter. What learns is its logarithm, so that it
             stays positive; a weight decay would pull tau to 1.
+        group: processes that draw what one would with the rows of all, in the order of their ranks:
+            the first one's seed, and a row offset for each. All must then call it. The categories
+            may not be the dimension that the rows are divided by. None: each draws for itself.
 
     Raises:
         ValueError, TypeError: tau below 0, or of another type; `learnable_tau` beside a schedule.
@@ -51,15 +61,23 @@ class GumbelSoftmax(HasTemperature):
         hard: bool = False,
         dim: int = -1,
         learnable_tau: bool = False,
+        *,
+        group: ProcessGroup | None = None,
     ):
         super().__init__()
-        self.hard, self.dim = hard, dim
+        self.hard, self.dim, self.group = hard, dim, group
         self.temperature = Temperature(tau, learnable_tau)
 
     def forward(
         self, logits: Tensor, seed: Tensor | int | None = None, row_offset: int = 0
     ) -> Tensor:
         """A sample like the logits; arguments and errors as in `tilewise.gumbel_softmax`."""
+        if self.group is not None:
+            rows = logits.numel() // max(logits.shape[self.dim], 1)
+            seed, first = _sync.place_in_stream(
+                "tilewise.nn.GumbelSoftmax", rows, seed, logits.device, self.group
+            )
+            row_offset += first
         return gumbel_softmax(
             logits, self.tau, self.hard, dim=self.dim, seed=seed, row_offset=row_offset
         )
