@@ -75,7 +75,7 @@ def shared_seed(device: torch.device, sync: bool) -> int:
     return int(from_first_process(torch.randint(2**62, (1,), device=device), sync))
 
 
-@torch.compiler.disable  # the exchange is not traced
+@torch._disable_dynamo  # the exchange is not traced; the public name imports dynamo at once
 def place_in_stream(
     user: str, rows: int, seed: Tensor | int | None, device: torch.device, group: ProcessGroup
 ) -> tuple[Tensor | int, int]:
