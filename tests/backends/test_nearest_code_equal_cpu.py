@@ -127,3 +127,19 @@ def test_rows_in_lanes_beside_rows_that_no_bound_serves():
     for metric in METRICS:
         check(x, codebook, metric)
         check(x, codebook, metric, 3)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("rows", ROWS)
+def test_same_for_every_thread_count(threads, rows):
+    """More threads than cores: few rows are shared by codes, and results merged by index."""
+    for codebook in (clusters(9000, 12, 3, 1e-6), equal(9000, 5, 12)):
+        x = torch.randn(rows, 12)
+        threads(1)
+        expected = tw.nearest_code(x, codebook, k=3)
+        for count in (2, 8, 16):
+            threads(count)
+            ours = tw.nearest_code(x, codebook, k=3)
+            assert torch.equal(ours.index, expected.index)
+            assert torch.equal(ours.distance, expected.distance)
+            assert torch.equal(tw.nearest_code(x, codebook).index, expected.index[:, 0])
