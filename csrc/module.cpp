@@ -6,12 +6,14 @@
 #include <torch/version.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "autograd.h"
 #include "common/registration.h"
-#include "cpu/matmul.h"
+#include "cpu/contrast.h"
 #include "cpu/simd/capability.h"
+#include "cpu/simd/matmul.h"
 #include "cpu/simd/random_words.h"
 
 namespace py = pybind11;
@@ -26,13 +28,24 @@ std::vector<uint32_t> random_words(int64_t seed, int64_t row, int64_t cols, uint
   return words;
 }
 
+// How many blocks threads share, of the logits and of both gradients, for every tile.
+std::vector<std::pair<int64_t, int64_t>> contrast_blocks(int64_t rows, int64_t cols, int64_t dim) {
+  std::vector<std::pair<int64_t, int64_t>> counts;
+  const Tiles tiles(rows, cols);
+  tiles.for_each([&](const Tile& tile) {
+    counts.emplace_back(tile.blocks().count(), gradient_blocks(tile.rows, dim).count() +
+                                                   gradient_blocks(tile.cols, dim).count());
+  });
+  return counts;
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = __VERSION__;
   info["cpu_capability"] = name_of(cpu_capability());
   info["integer_unit"] = name_of(integer_unit());
-  info["bfloat16_matmul"] = has_bfloat16_matmul();
+  info["bfloat16_unit"] = name_of(bfloat16_unit());
   return info;
 }
 
@@ -66,5 +79,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("flags"), "Registers the autograd formula of a loss; see csrc/autograd.h.");
   m.def("register_formula", &tilewise::register_formula, py::arg("name"), py::arg("sources"),
         py::arg("targets"), py::arg("kernel"), "The same of another op.");
+  m.def("contrast_blocks", &tilewise::contrast_blocks, py::arg("rows"), py::arg("cols"),
+        py::arg("dim"),
+        "The numbers of blocks of logits and of gradients that threads share, for every tile.");
   m.def("build_info", &tilewise::build_info, "How this extension was built and what it uses.");
 }

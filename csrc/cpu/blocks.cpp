@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> clip_block_gradients(
   const FeatureGradients gradients(features, need_image, need_text);
   double d_scale = 0;
   if (need_image || need_text || need_scale) d_scale = block.differentiate(gradients);
-  return {gradients.rows(), gradients.cols(), scalar_if(need_scale, d_scale, features.options())};
+  return {gradients.rows, gradients.cols, scalar_if(need_scale, d_scale, features.options())};
 }
 
 }  // namespace

@@ -5,15 +5,12 @@
 
 #include "../common/sum.h"
 #include "arguments.h"
+#include "simd/log_sums.h"
 
 namespace tilewise {
 namespace {
 
 using at::Tensor;
-
-void merge_into(std::vector<LogSum>& sums, int64_t first, const std::vector<LogSum>& part) {
-  for (size_t i = 0; i < part.size(); ++i) merge(sums[first + i], part[i]);
-}
 
 void add_log_sums(const CrossEntropy::Side& side, Sum& total) {  // weighted
   for (size_t i = 0; i < side.sums.size(); ++i) {
@@ -52,35 +49,35 @@ CrossEntropy::CrossEntropy(const Features& features, const Positives& positives,
       rows_(std::move(rows)),
       cols_(std::move(cols)),
       kernels_(kernels),
-      parts_(max_blocks(features)) {}
+      parts_(features),
+      totals_(Tiles(features).largest().blocks().count()) {}
 
 template <typename F>
-void CrossEntropy::with_block(const Block& block, const Tensor& dots, const F& f) const {
-  const Positives::InBlock matches = positives_.in_block(block);
-  f(CrossEntropyBlock{matched_block(dots, matches, scale_), rows_.from(block.row),
-                      cols_ ? cols_->from(block.col) : CrossEntropySide{}});
+void CrossEntropy::with_block(const Block& place, const Numbers& dots, const F& f) const {
+  const Positives::InBlock matches = positives_.in_block(place);
+  f(CrossEntropyBlock{matched_block(place, dots, matches, scale_), rows_.from(place.row),
+                      cols_ ? cols_->from(place.col) : CrossEntropySide{}});
+}
+
+double CrossEntropy::total_of(const Tile& tile) const {
+  Sum total;
+  for (int64_t i = 0; i < tile.blocks().count(); ++i) total.add(totals_[i]);
+  return total.value();
 }
 
 double CrossEntropy::add_sums() {
   Sum total;
   for_tiles(
       features_, nullptr,
-      [&](const Block& block, const Tensor& dots, const Tensor&) {
-        Part& part = parts_[block.index];
-        part.block = block;
-        part.rows.resize(block.rows);
-        part.cols.resize(cols_ ? block.cols : 0);
-        with_block(block, dots, [&](const CrossEntropyBlock& b) {
-          part.total = kernels_.log_sums(b, part.rows.data(), part.cols.data());
+      [&](const Block& place, const Numbers& dots, const Numbers&) {
+        with_block(place, dots, [&](const CrossEntropyBlock& b) {
+          totals_[place.index] = kernels_.log_sums(b, parts_.rows(place), parts_.cols(place));
         });
       },
-      [&](int64_t blocks) {  // in a fixed order: the same bits for every thread count
-        for (int64_t k = 0; k < blocks; ++k) {
-          const Part& part = parts_[k];
-          merge_into(rows_.sums, part.block.row, part.rows);
-          if (cols_) merge_into(cols_->sums, part.block.col, part.cols);
-          total.add(part.total);
-        }
+      [&](const Tile& tile) {
+        parts_.merge(tile, rows_.sums.data(), cols_ ? cols_->sums.data() : nullptr,
+                     TILEWISE_DISPATCH(merge_log_sums));
+        total.add(total_of(tile));
       });
   return total.value();
 }
@@ -89,16 +86,13 @@ double CrossEntropy::differentiate(const FeatureGradients& gradients) {
   Sum total;
   for_tiles(
       features_, &gradients,
-      [&](const Block& block, const Tensor& dots, const Tensor& grads) {
-        const Tensor& out = grads.defined() ? grads : dots;
-        with_block(block, dots, [&](const CrossEntropyBlock& b) {
-          parts_[block.index].total = kernels_.gradient(b, out.mutable_data_ptr(), out.stride(0),
-                                                        out.scalar_type() == at::kBFloat16);
+      [&](const Block& place, const Numbers& dots, const Numbers& out) {
+        with_block(place, dots, [&](const CrossEntropyBlock& b) {
+          totals_[place.index] =
+              kernels_.gradient(b, out.data, out.stride, out.type == at::kBFloat16);
         });
       },
-      [&](int64_t blocks) {
-        for (int64_t k = 0; k < blocks; ++k) total.add(parts_[k].total);
-      });
+      [&](const Tile& tile) { total.add(total_of(tile)); });
   return total.value();
 }
 
@@ -112,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> CrossEntropy::results(bool need_rows,
   double d_scale = 0;
   if (need_rows || need_cols || need_scale) d_scale = differentiate(gradients);
   const auto options = features_.options();
-  return {scalar_result(loss.value(), options), gradients.rows(), gradients.cols(),
+  return {scalar_result(loss.value(), options), gradients.rows, gradients.cols,
           scalar_if(need_scale, d_scale, options)};
 }
 

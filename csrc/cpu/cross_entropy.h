@@ -46,15 +46,9 @@ class CrossEntropy {
   const Side& cols() const { return *cols_; }
 
  private:
-  // What one block gives.
-  struct Part {
-    Block block;
-    std::vector<LogSum> rows, cols;
-    double total;
-  };
-
   template <typename F>
-  void with_block(const Block& block, const at::Tensor& dots, const F& f) const;
+  void with_block(const Block& place, const Numbers& dots, const F& f) const;
+  double total_of(const Tile& tile) const;  // in a fixed order
 
   const Features& features_;
   const Positives& positives_;
@@ -62,7 +56,8 @@ class CrossEntropy {
   Side rows_;
   std::optional<Side> cols_;
   CrossEntropyKernels kernels_;
-  std::vector<Part> parts_;
+  BlockParts<LogSum> parts_;
+  std::vector<double> totals_;  // of the blocks of a tile
 };
 
 }  // namespace tilewise

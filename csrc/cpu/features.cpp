@@ -1,16 +1,17 @@
 #include "features.h"
 
 #include "arguments.h"
-#include "matmul.h"
+#include "simd/matmul.h"
 
 namespace tilewise {
 namespace {
 
-// bfloat16 products only where the CPU has instructions for them. float16, and bfloat16 elsewhere,
-// are widened tile by tile: faster there, and more accurate.
+// bfloat16 products only where they are faster than float32. float16, and bfloat16 elsewhere, are
+// widened tile by tile.
 at::ScalarType product_type_of(at::ScalarType type) {
-  if (type == at::kHalf || (type == at::kBFloat16 && !has_bfloat16_matmul())) return at::kFloat;
-  return type;
+  const bool widened =
+      type == at::kHalf || (type == at::kBFloat16 && bfloat16_unit() == Bfloat16Unit::NONE);
+  return widened ? at::kFloat : type;
 }
 
 }  // namespace

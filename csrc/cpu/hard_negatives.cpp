@@ -4,6 +4,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -17,16 +18,10 @@ namespace {
 
 using at::Tensor;
 
-// What one block gives.
-struct Part {
-  Block block;
-  std::vector<Best> texts, images;
-};
-
 // Blocks of a row come in the order of their columns, so that of equals the first one stays.
-void merge(const std::vector<Best>& part, int64_t first, std::vector<Best>& all) {
-  for (size_t i = 0; i < part.size(); ++i) {
-    if (part[i].value > all[first + i].value) all[first + i] = part[i];
+void merge(Best* all, const Best* part, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (part[i].value > all[i].value) all[i] = part[i];
   }
 }
 
@@ -51,26 +46,20 @@ std::tuple<Tensor, Tensor> hard_negatives(const Tensor& image_features, const Te
   const double scale = one_element("logit_scale", logit_scale);
   const uint64_t key = random_key(seed);
   std::vector<Best> texts(image_features.size(0)), images(text_features.size(0));
-  std::vector<Part> parts(max_blocks(features));
+  BlockParts<Best> parts(features);
   for_tiles(
       features, nullptr,
-      [&](const Block& block, const Tensor& dots, const Tensor&) {
-        Part& part = parts[block.index];
-        part.block = block;
+      [&](const Block& place, const Numbers& dots, const Numbers&) {
         // What was found in earlier tiles spares most of the logarithms.
-        part.texts.assign(texts.begin() + block.row, texts.begin() + block.row + block.rows);
-        part.images.assign(images.begin() + block.col, images.begin() + block.col + block.cols);
-        const Positives::InBlock pairs = matches.in_block(block);
-        TILEWISE_DISPATCH(hard_negatives)({matched_block(dots, pairs, scale), key,
-                                           noise_row(block.row, row_offset), block.row, block.col},
-                                          part.texts.data(), part.images.data());
+        Best *of_rows = parts.rows(place), *of_cols = parts.cols(place);
+        std::copy_n(texts.begin() + place.row, place.rows, of_rows);
+        std::copy_n(images.begin() + place.col, place.cols, of_cols);
+        const Positives::InBlock pairs = matches.in_block(place);
+        TILEWISE_DISPATCH(hard_negatives)({matched_block(place, dots, pairs, scale), key,
+                                           noise_row(place.row, row_offset), place.row, place.col},
+                                          of_rows, of_cols);
       },
-      [&](int64_t blocks) {
-        for (int64_t k = 0; k < blocks; ++k) {
-          merge(parts[k].texts, parts[k].block.row, texts);
-          merge(parts[k].images, parts[k].block.col, images);
-        }
-      });
+      [&](const Tile& tile) { parts.merge(tile, texts.data(), images.data(), merge); });
   return {indices(texts, image_features), indices(images, text_features)};
 }
 

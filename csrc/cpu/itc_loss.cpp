@@ -28,7 +28,7 @@ using at::Tensor;
 
 // A block of logits, its candidates and its means stay in the cache of one core.
 constexpr int64_t kRows = 256, kCols = 256;
-static_assert(kCols <= kMaxBlock);
+static_assert(kCols <= kMaxBlockCols);
 // Few rows are no work for many threads: then the candidates are cut into so many stretches that
 // there are about this many pieces.
 constexpr int64_t kPieces = 32;
@@ -125,13 +125,13 @@ class SoftmaxPass {
     const Tensor query = query_.narrow(0, row, rows);  // (m, D)
     const Tensor sums = sums_.select(0, stretch).narrow(0, row, rows);
     const Tensor dots = at::empty({rows, kCols}, sums_.options());
-    Workspace workspace;
+    Tensor space;  // of a packed factor
     const int64_t tiles = candidates_.tiles();
     for (int64_t t = tiles * stretch / stretches_; t < tiles * (stretch + 1) / stretches_; ++t) {
       const auto [first, keys] = candidates_.tile(t);
       const int64_t n = keys.size(0);
       const Tensor z = dots.narrow(1, 0, n);
-      matmul(z, query, keys.t(), /*accumulate=*/false, workspace);
+      matmul(z, query, keys.t(), /*accumulate=*/false, space);
       const ItcBlock block{
           {z.scalar_type() == at::kDouble, z.const_data_ptr(), rows, n, z.stride(0), scale_},
           first,
@@ -141,7 +141,7 @@ class SoftmaxPass {
           dim_};
       TILEWISE_DISPATCH(itc_weights)(block);
       // Weights are not rounded to bfloat16: the loss depends on the teacher's mean.
-      if (dim_) matmul(sums, z, keys.to(z.scalar_type()), /*accumulate=*/true, workspace);
+      if (dim_) matmul(sums, z, keys.to(z.scalar_type()), /*accumulate=*/true, space);
     }
   }
 

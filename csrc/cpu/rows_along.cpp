@@ -7,7 +7,7 @@
 
 #include "../common/integer.h"
 #include "arguments.h"
-#include "simd/pack.h"
+#include "simd/transpose.h"
 
 namespace tilewise {
 namespace {

@@ -19,19 +19,18 @@ using at::Tensor;
 // `coefficients`: what is the same for all blocks.
 SigmoidSums run(const Features& features, const Positives& positives, double scale,
                 const SigmoidCoefficients& coefficients, const FeatureGradients& gradients) {
-  std::vector<SigmoidSums> parts(max_blocks(features));
+  std::vector<SigmoidSums> parts(Tiles(features).largest().blocks().count());
   Sum loss, dz_dot, dz;
   for_tiles(
       features, &gradients,
-      [&](const Block& block, const Tensor& dots, const Tensor& grads) {
-        const Tensor& out = grads.defined() ? grads : dots;
-        const Positives::InBlock matches = positives.in_block(block);
-        parts[block.index] = TILEWISE_DISPATCH(sigmoid_block)(
-            {matched_block(dots, matches, scale), coefficients}, out.mutable_data_ptr(),
-            out.stride(0), out.scalar_type() == at::kBFloat16);
+      [&](const Block& place, const Numbers& dots, const Numbers& out) {
+        const Positives::InBlock matches = positives.in_block(place);
+        parts[place.index] = TILEWISE_DISPATCH(sigmoid_block)(
+            {matched_block(place, dots, matches, scale), coefficients}, out.data, out.stride,
+            out.type == at::kBFloat16);
       },
-      [&](int64_t blocks) {  // in a fixed order: the same bits for every thread count
-        for (int64_t i = 0; i < blocks; ++i) {
+      [&](const Tile& tile) {  // in a fixed order: the same bits for every thread count
+        for (int64_t i = 0; i < tile.blocks().count(); ++i) {
           loss.add(parts[i].loss);
           dz_dot.add(parts[i].dz_dot);
           dz.add(parts[i].dz);
@@ -56,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_loss(
   const SigmoidSums sums = run(features, Positives::of(features, positives, image_ids, text_ids),
                                scale, {bias, scale * inverse_count, need_grad}, gradients);
   const auto options = features.options();
-  return {scalar_result(sums.loss * inverse_count, options), gradients.rows(), gradients.cols(),
+  return {scalar_result(sums.loss * inverse_count, options), gradients.rows, gradients.cols,
           scalar_if(need_scale, sums.dz_dot * inverse_count, options),
           scalar_if(need_bias, sums.dz * inverse_count, options)};
 }

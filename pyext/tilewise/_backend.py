@@ -184,6 +184,7 @@ def _serves(op: str, device: torch.device) -> str:
     if op == "nearest_code":
         return f"{with_what}, integer unit {info['integer_unit']}"
     if op in _PRODUCTS:
-        dtype = "bfloat16" if info["bfloat16_matmul"] else "float32"
-        return f"{with_what}, multiplies bfloat16 as {dtype}"
+        unit = info["bfloat16_unit"]
+        how = "as float32" if unit == "none" else f"with {unit}"
+        return f"{with_what}, multiplies bfloat16 {how}"
     return with_what

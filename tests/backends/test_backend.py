@@ -80,8 +80,8 @@ def test_backends_prints_a_row_for_each_op(capsys, monkeypatch):
     rows, _ = rows_of(capsys.readouterr().out)
     cpu = f"cpu: C++ {info['cpu_capability']}"
     assert rows["nearest_code"].startswith(f"{cpu}, integer unit {info['integer_unit']}")
-    dtype = "bfloat16" if info["bfloat16_matmul"] else "float32"
-    assert rows["clip_loss"].startswith(f"{cpu}, multiplies bfloat16 as {dtype}")
+    how = {"none": "as float32", "amx": "with amx", "avx512_bf16": "with avx512_bf16"}
+    assert rows["clip_loss"] == f"{cpu}, multiplies bfloat16 {how[info['bfloat16_unit']]}"
     assert all(row.startswith(cpu) for row in rows.values())
     monkeypatch.setattr(_backend, "_interpreted", False)
     monkeypatch.setattr(_backend, "_has_triton", False)

@@ -75,9 +75,9 @@ struct ColumnSums {
 
 template <>
 struct ColumnSums<double> {
-  static constexpr int64_t kRows = kMaxBlock;
+  static constexpr int64_t kRows = 1;
   Line<double> base;
-  Sum total[kMaxBlock];
+  Sum total[kMaxBlockCols];
 
   void flush(int64_t) {}
   double value(int64_t j) const { return total[j].value(); }

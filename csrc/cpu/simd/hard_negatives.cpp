@@ -10,7 +10,7 @@ namespace tilewise {
 namespace CPU_CAPABILITY {
 namespace {
 
-static_assert(kBlockMultiple % kStep == 0 && kMaxBlock % kStep == 0);
+static_assert(kBlockMultiple % kStep == 0 && kMaxBlockCols % kStep == 0);
 
 // The largest perturbed logits of the columns, and the rows that have them: small integers.
 struct Columns {

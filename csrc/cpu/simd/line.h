@@ -12,7 +12,7 @@ namespace CPU_CAPABILITY {
 // A number for each column of a block, and for what fills up the last vectors.
 template <typename T>
 struct Line {
-  alignas(64) T at[kMaxBlock];
+  alignas(64) T at[kMaxBlockCols];
 };
 
 TILEWISE_INLINE int64_t padded(int64_t cols, int64_t lanes = kLanes) {

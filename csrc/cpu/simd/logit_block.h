@@ -5,11 +5,10 @@
 
 namespace tilewise {
 
-// Blocks of products (csrc/cpu/matmul.cpp) have at most this many rows and columns, and begin at
-// multiples of the second number. Kernels keep a row in a buffer, and random numbers come 32
-// columns at a time.
-constexpr int64_t kMaxBlock = 512, kBlockMultiple = 32;
-static_assert(kMaxBlock % kBlockMultiple == 0);
+// Blocks of logits have at most kMaxBlockCols columns and begin at multiples of kBlockMultiple:
+// kernels keep a row in a buffer, and random numbers come 32 columns at a time.
+constexpr int64_t kMaxBlockCols = 256, kBlockMultiple = 32;
+static_assert(kMaxBlockCols % kBlockMultiple == 0);
 
 // The dot products <row i, column j>, of float or double, `stride` elements between rows.
 struct LogitBlock {

@@ -1,4 +1,4 @@
-// Interface of the kernels that lay out the factors of bfloat16 products.
+// Interface of the kernels that transpose matrices of 2 or 4 bytes a number.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,10 @@
 
 namespace tilewise {
 
-// pack_pairs: interleaves rows 2i and 2i + 1: out[i][j] = (rows[2i][j], rows[2i + 1][j]).
-//   rows (2 * pairs, cols) with `stride` elements between rows; out (pairs, cols), contiguous.
 // transpose: out[j][i] = in[i][j] for the `cols` columns that `in` starts with.
 //   in (rows, cols), out (cols, rows), with `stride` and `out_stride` elements between their rows.
 #define TILEWISE_DECLARE(CAPABILITY)                                                            \
   namespace CAPABILITY {                                                                        \
-  void pack_pairs(const uint16_t* rows, int64_t stride, int64_t pairs, int64_t cols,            \
-                  uint32_t* out);                                                               \
   void transpose(const uint16_t* in, int64_t stride, int64_t rows, int64_t cols, uint16_t* out, \
                  int64_t out_stride);                                                           \
   void transpose(const uint32_t* in, int64_t stride, int64_t rows, int64_t cols, uint32_t* out, \
