@@ -42,10 +42,16 @@ test: build  ## run the tests, on every core
 test-all: build  ## the tests, with those that take long
 	$(PY) -m pytest -n auto
 
-test-gpu: build  ## the same tests on a CUDA device, and those that need one
-	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	    TILEWISE_TEST_DEVICE=cuda $(PY) -m pytest tests; \
-	else echo "no CUDA device: nothing was tested on a GPU"; fi
+# With PYTHON=… on the command line these two run in that environment, and install nothing.
+GPU_PY := $(if $(filter command,$(origin PYTHON)),PYTHONPATH=pyext $(PYTHON),$(PY))
+GPU_BUILD := $(if $(filter command,$(origin PYTHON)),,build)
+
+test-gpu: $(GPU_BUILD)  ## the same tests on a CUDA device, and those that need one
+	$(GPU_PY) -m tools.gpu_environment
+	TILEWISE_TEST_DEVICE=cuda $(GPU_PY) -m pytest tests
+
+first-gpu: $(GPU_BUILD)  ## all that a GPU has to show, in 8 minutes, into out/first_gpu
+	PYTHON="$(if $(GPU_BUILD),$(PY),$(PYTHON))" tools/first_gpu.sh
 
 sanitize: build  ## tests of the C++ backend with the address and undefined behaviour sanitizers
 	$(PY) -m tools.sanitize

@@ -1,4 +1,5 @@
 // tilewise::scale_gradients, of the losses' backward pass, on every device.
+#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 
@@ -39,28 +40,37 @@ bool multiply(const Tensor& gradient, const Tensor& grad, const Tensor& result) 
   return true;
 }
 
-// grad * gradient in the input's dtype and shape, rounded once.
-Tensor scaled(const Tensor& grad, const Tensor& gradient, const Tensor& input) {
-  Tensor result = at::empty(input.sizes(), input.options());
+// Whether `multiply` may do it: on the CPU, and sooner than torch's product begins.
+bool small(const Tensor& gradient, const Tensor& grad) {
   const bool near = gradient.is_cpu() && grad.is_cpu() && grad.numel() == 1;
-  if (near && gradient.numel() <= kSmall && gradient.is_contiguous() &&
-      multiply(gradient, grad, result)) {
-    return result;
-  }
-  at::mul_out(result, gradient.view(input.sizes()), grad);
-  return result;
+  return near && gradient.numel() <= kSmall && gradient.is_contiguous();
 }
 
 std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients,
                                     at::TensorList inputs) {
   TORCH_CHECK_VALUE(gradients.size() == inputs.size(), "gradients: expected ", inputs.size(),
                     ", got ", gradients.size());
-  std::vector<Tensor> results;
-  results.reserve(inputs.size());
+  std::vector<Tensor> results(inputs.size());
+  // A launch on a GPU costs more than most of these products: what need not be rounded shares one.
+  std::vector<Tensor> alike;
+  std::vector<size_t> places;
   for (size_t i = 0; i < inputs.size(); ++i) {
     TORCH_CHECK_VALUE(gradients[i].numel() == inputs[i].numel(), "gradients: expected ",
                       inputs[i].sizes(), ", got ", gradients[i].sizes());
-    results.push_back(scaled(grad, gradients[i], inputs[i]));
+    const Tensor gradient = gradients[i].view(inputs[i].sizes());
+    const bool rounded = gradient.scalar_type() != inputs[i].scalar_type();
+    const bool here = small(gradient, grad);
+    if (!rounded && !here) {
+      alike.push_back(gradient);
+      places.push_back(i);
+      continue;
+    }
+    results[i] = at::empty(inputs[i].sizes(), inputs[i].options());
+    if (!here || !multiply(gradient, grad, results[i])) at::mul_out(results[i], gradient, grad);
+  }
+  if (!alike.empty()) {
+    std::vector<Tensor> products = at::_foreach_mul(alike, grad);
+    for (size_t k = 0; k < places.size(); ++k) results[places[k]] = std::move(products[k]);
   }
   return results;
 }

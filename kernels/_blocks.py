@@ -14,8 +14,9 @@ def _chunks(block: CrossEntropy, positives: int | None):
 
 
 def _block(image: Tensor, text: Tensor, scale: Tensor, *weights: Tensor) -> CrossEntropy:
-    sides = Side(weights[0]), Side(weights[1])
-    return CrossEntropy(image, text, scale, sides, False, clip_loss.TILES)
+    block = CrossEntropy(image, text, scale, False, clip_loss.TILES)
+    block.weigh(Side(weights[0]), Side(weights[1]))
+    return block
 
 
 def clip_block_sums(
@@ -26,14 +27,16 @@ def clip_block_sums(
         halves = (x.new_full((len(x),), 0.5, dtype=torch.float64) for x in (image, text))
         block = _block(image, text, logit_scale, *halves)
         size = block.scale.double().abs()
-        matched = torch.zeros_like(size)
-        for chunk in _chunks(block, positives)[0]:
-            matched = matched + block.add_sums(chunk)
+        chunks, _ = _chunks(block, positives)
+        programs = block.launch.programs(chunks)
+        matched = block.scale.new_empty(sum(programs))
+        for chunk, part in zip(chunks, matched.split(programs), strict=True):
+            block.add_sums(chunk, part, ends=False)
         sums = []
         for side in block.sides:
             largest, total = side.state.T[:2].double()
             sums.append(torch.stack([torch.where(total > 0, largest * size, -torch.inf), total]))
-        return sums[0], sums[1], matched * size / block.unit
+        return sums[0], sums[1], matched.sum(dtype=torch.float64) * size / block.unit
 
 
 def clip_block_gradients(

@@ -50,7 +50,8 @@ SIZES = ["rows", "cols", "offset"]
 
 # x of what is outside, and where maxima begin. Not -inf, because -inf - -inf is NaN.
 LOWEST = tl.constexpr(-1e35)
-SMALLEST_RATE = 1e-30  # (LOWEST - x) * rate must be far below 0 for a logit_scale of 0 too
+# (LOWEST - x) * rate must be far below 0 for a logit_scale of 0 too.
+SMALLEST_RATE = tl.constexpr(1e-30)
 
 
 @triton.jit
@@ -183,7 +184,7 @@ def part_of_rows(row, col, rows, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
 
 def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
     """Of x = sign * dot, for which exp(scale * dot) is exp2(rate * x)."""
-    rate = (scale.abs() * math.log2(math.e)).clamp(min=SMALLEST_RATE)
+    rate = (scale.abs() * math.log2(math.e)).clamp(min=SMALLEST_RATE.value)
     return torch.ones_like(scale).copysign(scale), rate
 
 

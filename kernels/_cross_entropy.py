@@ -1,13 +1,19 @@
 """What the losses of cross entropies share: sides, the launches of both passes, results."""
 
-import math
-
 import torch
+import triton
 from torch import Tensor
 
 from tilewise.kernels import _contrast
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Chunk, Launch
+from tilewise.kernels._cross_entropy_sums import (
+    BLOCK,
+    PARTS,
+    begin_sides,
+    finish_cross_entropy,
+    merge_sums,
+)
 from tilewise.kernels._cross_entropy_tiles import (
     FACTOR,
     LARGEST,
@@ -16,6 +22,7 @@ from tilewise.kernels._cross_entropy_tiles import (
     cross_entropy_gradient_tile,
     cross_entropy_sums_tile,
 )
+from tilewise.kernels._finish import Gradients
 
 CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
@@ -46,7 +53,13 @@ class Side:
             smooth: the part of it that is the target of every pair.
         """
         self.weight, self.share, self.smooth = weight, share, smooth
-        self.matched = weight != 0
+        self.state = weight.new_empty(len(weight), 4, dtype=torch.float32)
+        self.logs = torch.empty_like(weight)  # weighted logarithms of sums of exponentials
+
+    @classmethod
+    def empty(cls, n: int, like: Tensor) -> "Side":
+        """One that `begin_sides` fills."""
+        return cls(like.new_empty(n, dtype=torch.float64))
 
     @classmethod
     def of(cls, matches: Tensor, others: int, smoothing: float, share: float) -> "Side":
@@ -55,92 +68,117 @@ class Side:
         weight = torch.where(matched, share / matched.sum().clamp(min=1).double(), 0.0)
         return cls(weight, (1 - smoothing) / matches.clamp(min=1), smoothing / max(others, 1))
 
+    @property
+    def matched(self) -> Tensor:
+        return self.weight != 0
+
     def begin(self, unit: Tensor) -> None:
         """`unit`: what kernels' weights are multiplied by."""
         self.weight = self.weight * unit
-        self.state = self.weight.new_zeros(len(self.weight), 4, dtype=torch.float32)
         self.state[:, LARGEST.value] = _contrast.LOWEST.value
+        self.state[:, FACTOR.value] = 0
         self.state[:, TARGET.value] = self.weight * self.share
         self.state[:, SMOOTH.value] = self.weight * self.smooth
 
-    def add(self, at: slice, parts: Tensor, rate: Tensor) -> None:
-        """Merges (2, n, at) largest x and sums of exponentials of n parts."""
-        _contrast.merge_exponentials(self.state.T[:2, at], parts, rate)
-
-    def log_sums(self, scale: Tensor) -> Tensor:
-        """The weighted sum of log(sum of exp(z)), float64."""
-        largest, total = self.state.T[:2].double()
-        return torch.where(self.matched, self.weight * (scale * largest + total.log()), 0.0).sum()
+    def at(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """What `merge_sums` takes of a part."""
+        return self.state[part], self.weight[part], self.logs[part]
 
     def end_of_sums(self) -> None:
-        """From now on FACTOR is one."""
+        """From now on FACTOR is one; where the kernels do not end them."""
         total = self.state[:, FACTOR.value]
         self.state[:, FACTOR.value] = torch.where(self.matched, self.weight / total, 0.0)
 
 
-def count_matches(
-    rows: int, cols: int, positives: int | None, ids: tuple[Tensor, Tensor] | None,
-    device: torch.device,
-) -> Tensor:
-    """(rows,): how many of the columns match each row, by ids or else by an offset; None: none."""
-    if ids is not None:
-        others = ids[1].sort()[0]
-        return torch.searchsorted(others, ids[0], right=True) - torch.searchsorted(others, ids[0])
-    first = cols if positives is None else min(max(positives, -rows), cols)
-    i = torch.arange(rows, device=device) + first
-    return ((i >= 0) & (i < cols)).long()
+def count_matches(ids: Tensor, others: Tensor) -> Tensor:
+    """(rows,): how many of the others equal each."""
+    others = others.sort().values
+    return torch.searchsorted(others, ids, right=True) - torch.searchsorted(others, ids)
 
 
 class CrossEntropy:
     """One call's operands, and the launches on a chunk of them.
 
-    `sides`: of the rows and of the columns; or None for these, where only rows choose.
+    Cross entropies of the rows, and of the columns unless only rows choose. One of `weigh` and
+    `weigh_pairs` comes first.
     """
 
     def __init__(
-        self, image: Tensor, text: Tensor, scale: Tensor, sides: tuple[Side, Side | None],
-        smoothed: bool, tiles: dict[tuple[str, str], Tile],
+        self, image: Tensor, text: Tensor, scale: Tensor, smoothed: bool,
+        tiles: dict[tuple[str, str], Tile],
     ):
         self.launch = Launch.of(image, tiles)
         self.image, self.text = self.launch.operand(image), self.launch.operand(text)
         self.depth = image.shape[1]
         self.scale, self.smoothed = scale.reshape(()), smoothed
-        self.sign, self.rate = _contrast.sign_and_rate(self.scale)
-        self.scalars = torch.stack([self.sign, self.rate])
-        self.of_rows, self.of_cols = sides
-        self.sides = [side for side in sides if side is not None]
-        weights = [self.scale.new_zeros(1).double(), *(side.weight for side in self.sides)]
+        self.of_rows: Side
+        self.of_cols: Side | None
+        # d(loss)/d(logit) of half precision must not vanish.
+        self.stored = FLOAT16_SCALE if self.image.dtype == torch.float16 else 1.0
+
+    def weigh(self, of_rows: Side, of_cols: Side | None) -> None:
+        """Sides whose weights only the device knows."""
+        self.of_rows, self.of_cols = of_rows, of_cols
+        self.scalars = torch.stack(_contrast.sign_and_rate(self.scale))
+        sides = self.sides
+        weights = [self.scale.new_zeros(1).double(), *(side.weight for side in sides)]
         heaviest = torch.cat(weights).amax()
-        self.unit = torch.where(heaviest > 0, 1 / heaviest, 1.0)
-        if self.image.dtype == torch.float16:
-            self.unit *= FLOAT16_SCALE
-        for side in self.sides:
+        self.unit = torch.where(heaviest > 0, self.stored / heaviest, 1.0)
+        for side in sides:
             side.begin(self.unit)
 
-    def run(self, kernel, chunk: Chunk, *outputs) -> Tensor:
-        """Launches `kernel`; returns the sum of what its programs add up, float64."""
-        sums = self.scalars.new_empty(math.prod(self.launch.grid(chunk)))
+    def weigh_pairs(self, positives: int | None, both: bool, smoothing: float) -> None:
+        """Row i and column i + positives match: the mean over rows; with `both`, half of it."""
+        rows, cols = len(self.image), len(self.text)
+        offset = cols if positives is None else min(max(positives, -rows), cols)
+        pairs = max(min(rows, cols - offset) - max(-offset, 0), 0)
+        self.of_rows = Side.empty(rows, self.scale)
+        self.of_cols = Side.empty(cols, self.scale) if both else None
+        self.scalars = self.scale.new_empty(2)
+        self.unit = self.scale.new_empty((), dtype=torch.float64)
+        of_cols = (None, None) if self.of_cols is None else self.of_cols.at(slice(None))[:2]
+        blocks = triton.cdiv(rows, BLOCK) + (triton.cdiv(cols, BLOCK) if both else 0)
+        begin_sides[(1 + blocks,)](
+            self.scale, self.scalars, self.unit, *self.of_rows.at(slice(None))[:2], *of_cols,
+            rows, cols, offset, max(pairs, 1), self.stored * (1 - smoothing),
+            self.stored * smoothing / max(cols, 1), self.stored * smoothing / max(rows, 1),
+            WEIGHT=self.stored, UNIT=self.stored * (2 if both else 1), BLOCK=BLOCK,
+        )
+
+    @property
+    def sides(self) -> list[Side]:
+        return [side for side in (self.of_rows, self.of_cols) if side is not None]
+
+    def run(self, kernel, chunk: Chunk, sums: Tensor, *outputs) -> None:
+        """Launches `kernel`; `sums` gets what each of its programs adds up."""
         of_cols = self.of_cols and self.of_cols.state[chunk.cols]
         self.launch.run(
             kernel, chunk, *chunk.matches, self.of_rows.state[chunk.rows], of_cols, self.scalars,
             sums, *outputs, THREADS=self.launch.threads, SMOOTHED=self.smoothed,
             **self.launch.limit,
         )
-        return sums.sum(dtype=torch.float64)
 
-    def add_sums(self, chunk: Chunk) -> Tensor:
-        """Pass 1 on a chunk; returns its sum of target * x."""
+    def add_sums(self, chunk: Chunk, targets: Tensor, ends: bool = True) -> None:
+        """Pass 1 on a chunk: sums of target * x into `targets`, those of exponentials into sides.
+
+        `ends`: whether the last chunk of a row or column ends its sums.
+        """
         row_parts = self.launch.row_parts(chunk, 2)
-        col_parts = self.of_cols and self.launch.col_parts(chunk, 2)
-        targets = self.run(cross_entropy_sums_tile, chunk, row_parts, col_parts)
-        self.of_rows.add(chunk.rows, row_parts, self.rate)
-        if self.of_cols:
-            self.of_cols.add(chunk.cols, col_parts, self.rate)
-        return targets
-
-    def gradient(self, chunk: Chunk, grad: Tensor) -> Tensor:
-        """Pass 2 on a chunk, into `grad`; returns its sum of dz * x."""
-        return self.run(cross_entropy_gradient_tile, chunk, grad, grad.stride(0))
+        col_parts = None if self.of_cols is None else self.launch.col_parts(chunk, 2)
+        self.run(cross_entropy_sums_tile, chunk, targets, row_parts, col_parts)
+        rows, cols = len(chunk.image), len(chunk.text)
+        blocks = triton.cdiv(rows, BLOCK)
+        of_cols, of_col_parts = (None,) * 3, (0, 0)
+        if self.of_cols is not None:
+            blocks += triton.cdiv(cols, BLOCK)
+            of_cols = self.of_cols.at(chunk.cols)
+            of_col_parts = col_parts.shape[1], col_parts.stride(1)
+        merge_sums[(blocks,)](
+            self.scale, self.scalars, *self.of_rows.at(chunk.rows), *of_cols, row_parts, col_parts,
+            rows, cols, row_parts.shape[1], of_col_parts[0], row_parts.stride(1), of_col_parts[1],
+            int(ends and chunk.cols.stop == len(self.text)),
+            int(ends and chunk.rows.stop == len(self.image)), BLOCK=BLOCK, PARTS=PARTS,
+        )
 
     def results(
         self, positives: int | None, ids: tuple[Tensor, Tensor] | None, cols: int, size: int,
@@ -150,31 +188,39 @@ class CrossEntropy:
 
         Chunks have at most `cols` columns, and gradients of `size` bytes.
         """
-        image, text, launch = self.image, self.text, self.launch
-        shape = _contrast.chunk_size(image, text, launch.tile, cols, size)
+        shape = _contrast.chunk_size(self.image, self.text, self.launch.tile, cols, size)
         numbers = ids and _contrast.renumber(*ids)
-        chunks = list(_contrast.chunks(image, text, positives, numbers, shape))
-
-        zero = image.new_zeros((), dtype=torch.float64)
-        targets = sum((self.add_sums(chunk) for chunk in chunks), zero)
-        size_of_scale = self.scale.double().abs()
-        log_sums = sum((side.log_sums(size_of_scale) for side in self.sides), zero)
-        loss = ((log_sums - targets * size_of_scale) / self.unit).float()
-        for side in self.sides:
-            side.end_of_sums()
-
-        return loss, *self.gradients(chunks, shape, needs)
+        chunks = list(_contrast.chunks(self.image, self.text, positives, numbers, shape))
+        programs = self.launch.programs(chunks)
+        targets = self.scale.new_empty(sum(programs))
+        for chunk, part in zip(chunks, targets.split(programs), strict=True):
+            self.add_sums(chunk, part)
+        loss = self.scale.new_empty(())
+        return loss, *self.gradients(chunks, shape, needs, loss, targets)
 
     def gradients(
-        self, chunks: list[Chunk], shape: tuple[int, int], needs: tuple[bool, bool, bool]
+        self, chunks: list[Chunk], shape: tuple[int, int], needs: tuple[bool, bool, bool],
+        loss: Tensor | None = None, targets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """By both features and the scale, once the sums are known; chunks are at most `shape`."""
-        d_scale, d_image, d_text = self.launch.gradients(
-            self.image, self.text, chunks, shape, needs, self.gradient
+        """By both features and the scale, once the sums are known; chunks are at most `shape`.
+
+        Fills `loss`, of which `targets` are parts.
+        """
+        programs = self.launch.programs(chunks)
+        dz_x = self.scale.new_empty(sum(programs))
+        parts = iter(dz_x.split(programs))
+
+        def dz(chunk: Chunk, grad: Tensor) -> None:
+            self.run(cross_entropy_gradient_tile, chunk, next(parts), grad, grad.stride(0))
+
+        products = None, None
+        if any(needs):
+            products = self.launch.products(self.image, self.text, chunks, shape, needs[:2], dz)
+        gradients = Gradients.of(products, self.depth, self.image)
+        d_scale = self.scale.new_empty(() if needs[2] else 0)
+        logs = [x for side in self.sides for x in (side.logs, len(side.logs) if chunks else 0)]
+        finish_cross_entropy[(gradients.programs,)](
+            self.scale, self.scalars, self.unit, *(*logs, None, 0)[:4], targets, dz_x, len(dz_x),
+            loss, d_scale if needs[2] else None, *gradients.arguments, **gradients.constants,
         )
-        factor = self.scale / self.unit
-        return (
-            d_image.mul_(factor)[..., : self.depth].contiguous(),
-            d_text.mul_(factor)[..., : self.depth].contiguous(),
-            (d_scale * self.sign / self.unit).float() if needs[2] else factor.new_empty(0).float(),
-        )
+        return *gradients.results, d_scale

@@ -37,19 +37,20 @@ def clip_loss(
     Cost: 4 matrix products of B*N*D (1 if nothing is needed), memory O((B + N) * D) plus
     CHUNK_BYTES.
     """
-    rows, cols, device = len(image_features), len(text_features), image_features.device
-    ids = None if image_ids is None else (image_ids, text_ids)
-    back = None if positives is None else -positives
     with _common.launching(image_features=image_features):
-        of_image = count_matches(rows, cols, positives, ids, device)
-        of_text = count_matches(cols, rows, back, ids and ids[::-1], device)
-        sides = (
-            Side.of(of_image, cols, label_smoothing, share=0.5),
-            Side.of(of_text, rows, label_smoothing, share=0.5),
-        )
         loss = CrossEntropy(
-            image_features, text_features, logit_scale, sides, label_smoothing > 0, TILES
+            image_features, text_features, logit_scale, label_smoothing > 0, TILES
         )
+        ids = None
+        if image_ids is None or text_ids is None:
+            loss.weigh_pairs(positives, True, label_smoothing)
+        else:
+            ids = image_ids, text_ids
+            of_image, of_text = count_matches(*ids), count_matches(*ids[::-1])
+            loss.weigh(
+                Side.of(of_image, len(text_ids), label_smoothing, share=0.5),
+                Side.of(of_text, len(image_ids), label_smoothing, share=0.5),
+            )
         return loss.results(
             positives, ids, CHUNK_COLS, CHUNK_BYTES, (need_image, need_text, need_scale)
         )

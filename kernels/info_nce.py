@@ -37,13 +37,15 @@ def info_nce(
     Cost: 4 matrix products of B*N*D (1 if nothing is needed), memory O((B + N) * D) plus
     CHUNK_BYTES.
     """
-    ids = None if query_ids is None else (query_ids, key_ids)
     with _common.launching(query=query):
-        matches = count_matches(len(query), len(keys), positives, ids, query.device)
-        of_query = Side.of(matches, len(keys), label_smoothing, share=1.0)
-        loss = CrossEntropy(
-            query, keys, logit_scale, (of_query, None), label_smoothing > 0, TILES
-        )
+        loss = CrossEntropy(query, keys, logit_scale, label_smoothing > 0, TILES)
+        ids = None
+        if query_ids is None or key_ids is None:
+            loss.weigh_pairs(positives, False, label_smoothing)
+        else:
+            ids = query_ids, key_ids
+            matches = count_matches(*ids)
+            loss.weigh(Side.of(matches, len(keys), label_smoothing, share=1.0), None)
         return loss.results(
             positives, ids, CHUNK_COLS, CHUNK_BYTES, (need_query, need_keys, need_scale)
         )

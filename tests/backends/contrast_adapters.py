@@ -194,6 +194,16 @@ CLIP = Contrast(
     outputs={
         _cross_entropy.cross_entropy_sums_tile: ["row_parts_ptr", "col_parts_ptr", "sums_ptr"],
         _cross_entropy.cross_entropy_gradient_tile: ["grad_ptr", "sums_ptr"],
+        _cross_entropy.begin_sides: [
+            "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
+            "col_weight_ptr",
+        ],
+        _cross_entropy.merge_sums: [
+            Updated("row_side_ptr"), "row_log_ptr", Updated("col_side_ptr"), "col_log_ptr",
+        ],
+        _cross_entropy.finish_cross_entropy: [
+            "loss_ptr", "d_scale_ptr", "image_out_ptr", "text_out_ptr",
+        ],
     },
     workspace={"grad_ptr": 8192, "row_parts_ptr": 1024},
     gradients=3, offsets=(0, -40, 1000, -1000, 2**40, -(2**40), None),

@@ -159,7 +159,8 @@ def test_memory_accesses(contrast: Contrast, shape, by_ids, dtype):
     problem = contrast.make(*shape, positives=equal if by_ids else 0)
     with checked(contrast.outputs) as launches:
         contrast.run(problem, contrast.tensors(problem, dtype))
-    assert {launch.kernel for launch in launches} == {k.fn.__name__ for k in contrast.outputs}
+    missing = {k.fn.__name__ for k in contrast.outputs} - {launch.kernel for launch in launches}
+    assert missing == ({"begin_sides"} & missing if by_ids else set())
 
 
 @every_contrast

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks.harness.measure import ROOT
+from tests.common.device_cases import STEPS
 from tests.conftest import NOT_ON_A_DEVICE
 
 TESTS = ROOT / "tests"
@@ -37,3 +39,26 @@ def test_the_whole_folder_is_collected():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "tests/backends/test_nearest_code_gpu.py::" in done.stdout
     assert "_triton.py::" not in done.stdout and "test_triton_tools.py::" not in done.stdout
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_of_device_tests_run(name):
+    """On the CPU, so that a GPU does not find a mistake in them."""
+    results = STEPS[name](40, "cpu")()
+    assert results and all(isinstance(x, torch.Tensor) for x in results)
+    again = STEPS[name](40, "cpu")()
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_first_minutes_on_a_gpu(tmp_path):
+    """Every stage ends and says how; what is missing is named."""
+    done = subprocess.run(
+        [ROOT / "tools" / "first_gpu.sh", "--dry-run", tmp_path / "out"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable},
+    )
+    lines = (tmp_path / "out" / "stages.csv").read_text().splitlines()
+    stages = dict(line.split(",")[:2] for line in lines[1:])
+    expected = dict.fromkeys(("environment", "tests", "filter", "bench"), "0")
+    assert stages == expected | {"sanitizer": "skipped: a dry run"}, done.stdout + done.stderr
+    assert done.returncode == 0 and (tmp_path / "out" / "filter.log").read_text()

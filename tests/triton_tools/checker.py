@@ -41,7 +41,7 @@ class MemoryFault(AssertionError):
 
 
 class Updated(str):
-    """An output that holds what an earlier launch left: a program may load it before it stores."""
+    """An output that holds what an earlier launch left: it may be loaded, and stored in parts."""
 
 
 class _Memory:
@@ -69,7 +69,10 @@ class _Memory:
         elements = np.array(tensor.storage_offset())
         for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
             elements = elements[..., None] + np.arange(length) * stride
-        (self.required if is_output else self.readable)[elements] = True
+        if not is_output:
+            self.readable[elements] = True
+        elif not any(isinstance(x, Updated) for x in outputs if x == name):
+            self.required[elements] = True
 
 
 class _Launch:
