@@ -45,6 +45,7 @@ DEFAULT_TILES = {
     "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
     "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
 }
+MERGED = 128  # rows of a program that merges parts
 # Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
 SIZES = ["rows", "cols", "offset"]
 
@@ -188,12 +189,42 @@ def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(scale).copysign(scale), rate
 
 
-def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor) -> None:
+@triton.jit(do_not_specialize=["size", "padded", "parts", "begun"])
+def merge_parts(
+    largest_ptr, total_ptr,  # (size,) float32, so far, if `begun`
+    parts_ptr,  # (2, parts, padded) float32: largest x, sums of exponentials
+    rate_ptr,
+    size, padded, parts, begun,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):
+    """Merges parts of rows with what is there, from the first to the last."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    before = inside & (begun != 0)
+    largest = tl.load(largest_ptr + i, mask=before, other=LOWEST)
+    total = tl.load(total_ptr + i, mask=before, other=0.0)
+    rate = tl.load(rate_ptr)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)[:, None]
+        keep = (part < parts) & inside[None, :]
+        at = part.to(tl.int64) * padded + i[None, :]
+        x = tl.load(parts_ptr + at, mask=keep, other=LOWEST)
+        sums = tl.load(parts_ptr + at + padded.to(tl.int64) * parts, mask=keep, other=0.0)
+        higher = tl.maximum(largest, tl.max(x, 0))
+        total *= tl.exp2((largest - higher) * rate)
+        total += tl.sum(sums * tl.exp2((x - higher[None, :]) * rate), 0)
+        largest = higher
+    tl.store(largest_ptr + i, largest, mask=inside)
+    tl.store(total_ptr + i, total, mask=inside)
+
+
+def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor, begun: bool) -> None:
     """Merges (2, n, size) largest x and sums of exponentials of n parts into those of (2, size)."""
-    largest = torch.maximum(state[0], parts[0].amax(0))
-    state[1] *= torch.exp2((state[0] - largest) * rate)
-    state[1] += (parts[1] * torch.exp2((parts[0] - largest) * rate)).sum(0)
-    state[0] = largest
+    size = state.shape[1]
+    merge_parts[(triton.cdiv(size, MERGED),)](
+        state[0], state[1], parts, rate, size, parts.stride(1), parts.shape[1], int(begun),
+        BLOCK=MERGED, PARTS=16,
+    )
 
 
 def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:

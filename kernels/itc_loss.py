@@ -178,12 +178,11 @@ class ItcLoss:
 
     def sums(self, rows: Tensor) -> Tensor:
         """Pass 1: (2, rows) largest x and sums of exponentials."""
-        state = self.scalars.new_zeros(2, len(rows))
-        state[0] = LOWEST.value
-        for chunk in self.chunks(rows):
+        state = self.scalars.new_empty(2, len(rows))
+        for i, chunk in enumerate(self.chunks(rows)):
             parts = self.launch.row_parts(chunk, 2)
             self.launch.run(itc_sums_tile, chunk, self.scalars, parts, **self.launch.limit)
-            _contrast.merge_exponentials(state, parts, self.rate)
+            _contrast.merge_exponentials(state, parts, self.rate, begun=i > 0)
         return state
 
     def weigh(self, chunk: Chunk, largest: Tensor, weights: Tensor) -> Tensor:
