@@ -371,32 +371,3 @@ class Launch(NamedTuple):
                 begun = chunk.rows.start > 0
                 _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
         return d_image, d_text
-
-    def gradients(
-        self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],
-        needs: tuple[bool, ...], dz: Callable[[Chunk, Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What dz returns, summed over chunks; dz @ text and dz^T @ image, empty if not needed.
-
-        dz(chunk, out) fills d(loss)/d(logit) of a chunk of at most `size` into `out`. `needs`: of
-        the images, of the texts, and whatever else needs the sum.
-        """
-        def new_gradient(needed: bool, x: Tensor) -> Tensor:
-            new = x.new_empty if len(image) and len(text) else x.new_zeros  # products write it all
-            return new(x.shape if needed else 0, dtype=torch.float32)
-
-        d_image, d_text = new_gradient(needs[0], image), new_gradient(needs[1], text)
-        sums = image.new_zeros((), dtype=torch.float64)
-        if not any(needs):
-            return sums, d_image, d_text
-        workspace = self.workspace(image, size)
-        for chunk in chunks:
-            grad = workspace[: len(chunk.image), : len(chunk.text)]
-            sums = sums + dz(chunk, grad)
-            if needs[0]:
-                begun = chunk.cols.start > 0
-                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=begun)
-            if needs[1]:
-                begun = chunk.rows.start > 0
-                _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
-        return sums, d_image, d_text

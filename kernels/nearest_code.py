@@ -29,6 +29,7 @@ from tilewise.kernels._nearest_code_recheck import recheck
 
 WORKSPACE_BYTES = 64 << 20  # rounded rows, and bounds of their distances to groups of codes
 GROUP_SIZE = 16
+MAX_HEADS = 65535  # what the second axis of a grid can hold
 CENTRE_SAMPLE = 63  # codes that the centre is taken from
 
 
@@ -247,7 +248,7 @@ def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator
     if packed is not None:  # z, minima, bounds, norm, left
         row_bytes = 2 * packed.w.shape[2] + 4 * (packed.limits.shape[2] + BOUNDS.value) + 9
         fits = max(WORKSPACE_BYTES // (row_bytes * tile.rows), 1) * tile.rows
-    some_heads = min(max(fits // padded, 1), 65535)  # what a grid can hold
+    some_heads = max(fits // padded, 1)
     pieces = triton.cdiv(padded, min(fits, padded))  # of about the same size
     some_rows = _common.round_up(triton.cdiv(rows, pieces), tile.rows)
     for h in range(0, heads, some_heads):
@@ -256,6 +257,13 @@ def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator
 
 
 def _nearest_code(x, codebook, metric, k, mask):
+    if len(x) > MAX_HEADS:
+        pieces = [slice(h, h + MAX_HEADS) for h in range(0, len(x), MAX_HEADS)]
+        found = [
+            _nearest_code(x[h], codebook[h], metric, k, None if mask is None else mask[h])
+            for h in pieces
+        ]
+        return tuple(map(torch.cat, zip(*found, strict=True)))
     heads, rows, dim = x.shape
     index = x.new_empty(heads, rows, k, dtype=torch.int64)
     distances = x.new_empty(heads, rows, k, dtype=torch.float32)

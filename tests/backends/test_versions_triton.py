@@ -7,7 +7,7 @@ import torch
 
 from tests.backends.contrast_adapters import CONTRASTS
 from tilewise import _backend
-from tilewise.kernels import _common, _contrast
+from tilewise.kernels import _common, _contrast, nearest_code
 
 FEATURES = torch.zeros(16, 32)
 
@@ -127,3 +127,14 @@ def test_choice_by_age_is_traced(monkeypatch):
     torch._dynamo.reset()
     assert torch.compile(choose, fullgraph=True, backend="eager")(torch.ones(())) == 2
     _backend._lacks.cache_clear()
+
+
+@pytest.mark.parametrize("small", [0, 2**30], ids=["filter", "brute"])
+def test_more_heads_than_a_grid_holds(monkeypatch, small):
+    monkeypatch.setitem(nearest_code.SMALL, "interpreter", small)
+    x, codebook = torch.randn(5, 3, 8), torch.randn(5, 9, 8)
+    mask = torch.arange(15).view(5, 3) % 4 > 0
+    expected = nearest_code.nearest_code(x, codebook, "cosine", 2, mask, None)
+    monkeypatch.setattr(kernels, "MAX_HEADS", 2)
+    found = nearest_code.nearest_code(x, codebook, "cosine", 2, mask, None)
+    assert all(map(torch.equal, found, expected))
