@@ -135,6 +135,6 @@ def test_more_heads_than_a_grid_holds(monkeypatch, small):
     x, codebook = torch.randn(5, 3, 8), torch.randn(5, 9, 8)
     mask = torch.arange(15).view(5, 3) % 4 > 0
     expected = nearest_code.nearest_code(x, codebook, "cosine", 2, mask, None)
-    monkeypatch.setattr(kernels, "MAX_HEADS", 2)
+    monkeypatch.setattr(nearest_code, "MAX_HEADS", 2)
     found = nearest_code.nearest_code(x, codebook, "cosine", 2, mask, None)
     assert all(map(torch.equal, found, expected))
