@@ -194,15 +194,14 @@ std::vector<int64_t> chain_equal(const Search& search, std::vector<int64_t>& cod
   at::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const auto mine = [&](uint64_t hash) { return hash % kParts == static_cast<uint64_t>(part); };
-      size_t size = 2;
-      while (size < 2 * static_cast<size_t>(std::count_if(hashes.begin(), hashes.end(), mine))) {
-        size *= 2;
-      }
+      const size_t entries = std::count_if(hashes.begin(), hashes.end(), mine);
+      size_t size = 2;  // a power of two, and half of it stays empty
+      while (size < 2 * entries) size *= 2;
       std::vector<int64_t> table(size, -1);  // the first code of each chain
       for (int64_t i = 0; i < count; ++i) {
         if (!mine(hashes[i])) continue;
-        size_t at = hashes[i] / kParts % size;
-        for (int misses = 0; table[at] >= 0; at = (at + 1) % size) {
+        size_t at = hashes[i] / kParts & (size - 1);
+        for (int misses = 0; table[at] >= 0; at = (at + 1) & (size - 1)) {
           const int64_t first = table[at];
           if (prints[first] != prints[i]) continue;
           if (TILEWISE_DISPATCH(equal_rows)(search.codebook, codes[first], codes[i], search.dim)) {
