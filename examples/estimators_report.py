@@ -54,13 +54,14 @@ def value(found: dict) -> str:
     """What came of it, in a sentence."""
     known = found["known"]["counts"]
     one = {kind: entries[0][1]["spread"] for kind, entries in known.items()}
-    two = dict(known["score function"])[2]["spread"] / dict(known["leave-one-out"])[2]["spread"]
+    samples, alone = known["score function"][-1]
+    gain = alone["spread"] / known["leave-one-out"][-1][1]["spread"]
     vae = {kind: statistics.mean(c[-1][1] for c in v) for kind, v in found["vae"].items()}
     best = min((k for k in vae if k.startswith("categories")), key=vae.__getitem__)
     reinmax = one["score function"] / one["ReinMax"]
     return (
-        f"Two samples spread {two:.1f} times less with leave-one-out than without; one of ReinMax "
-        f"{reinmax:.1f} times less than a score function's, with a bias of "
+        f"{samples} samples spread {gain:.1f} times less with leave-one-out than without; one of "
+        f"ReinMax {reinmax:.1f} times less than a score function's, with a bias of "
         f"{100 * known['ReinMax'][-1][1]['bias']:.0f} %. The best VAE with categories: "
         f"{best.partition(', ')[2]}, {vae[best]:.1f} nats."
     )

@@ -129,9 +129,10 @@ def train(kind: str, real: Tensor, vocabulary: int, args, tick: Callable[[], Non
 
 @torch.no_grad()
 def draw(generator: Generator, count: int) -> Tensor:
-    """Captions (count, 6) of noise that is always the same."""
+    """Captions (count, 6) of noise that is always the same; nothing stands behind the first END."""
     noise = torch.randn(count, NOISE, generator=torch.Generator().manual_seed(1))
-    return tw.gumbel_argmax(generator(noise), seed=1)
+    texts = tw.gumbel_argmax(generator(noise), seed=1)
+    return texts * (texts != END).cumprod(-1)
 
 
 def judge(generator: Generator, real: Tensor) -> dict:
@@ -188,7 +189,7 @@ def value(found: dict) -> str:
     return (
         f"Against a discriminator {best} makes {100 * last[best]['real']:.0f} % real captions, "
         f"{100 * last[best]['different']:.0f} % different; BLEU as the only reward "
-        f"{100 * bleu['real']:.0f} %, of which {100 * bleu['different']:.0f} % different."
+        f"{100 * bleu['real']:.0f} %, and {100 * bleu['different']:.0f} % are different."
     )
 
 
