@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import functools
+import shutil
 import tempfile
 import time
 import traceback
@@ -131,5 +132,6 @@ class Processes:
 def processes() -> Processes:
     """Those that all tests of this process share."""
     shared = Processes()
+    atexit.register(shutil.rmtree, shared.folder, ignore_errors=True)  # last in, first out
     atexit.register(shared.kill)
     return shared
