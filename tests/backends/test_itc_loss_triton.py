@@ -44,13 +44,18 @@ def test_segments_far_apart(first, second):
     check(problem, torch.float32, tensors)
 
 
+def passes(launches) -> int:
+    """How often the tiles are computed; what they leave is merged after each."""
+    return sum(launch.kernel != "merge_parts" for launch in launches)
+
+
 @pytest.mark.parametrize("k, q", [(0, 40), (40, 0), (40, None), (0, 0), (0, None)])
 def test_a_segment_may_be_empty(k, q):
     problem = Problem(Case("segments", related(20, k, 8)), q)
     tensors = problem.tensors(torch.float32)
     with checked(ITC.outputs) as launches:
         loss, d_query, d_scale = run_itc(problem, tensors)
-    assert len(launches) == (4 if k or q else 0)
+    assert passes(launches) == (4 if k or q else 0)
     if not launches:
         assert loss == 0 and d_scale == 0 and torch.equal(d_query, torch.zeros(20, 8))
     check(problem, torch.float32, tensors)
@@ -62,7 +67,7 @@ def test_the_loss_alone_takes_one_pass(teacher):
     for needs in ((False, False), (True, False)):
         with checked(ITC.outputs) as launches:
             run_itc(problem, problem.tensors(torch.bfloat16), needs)
-        assert len(launches) == 1 + 2 * teacher + any(needs)
+        assert passes(launches) == 1 + 2 * teacher + any(needs)
 
 
 def test_candidates_of_minus_infinity_have_no_part():

@@ -73,12 +73,15 @@ def test_products_of_half_precision_are_added_in_float32(monkeypatch, adds, accu
     (torch.backends.mkldnn.matmul, "bf16", "ieee"),
 ], ids=["all", "cuda", "mkldnn"])
 def test_precision_by_the_newer_settings(module, value, kind):
-    before = module.fp32_precision
+    modules = torch.backends.cuda.matmul, module
+    before = [x.fp32_precision for x in modules]
     try:
+        modules[0].fp32_precision = "none"  # else what was set for CUDA comes before what all have
         module.fp32_precision = value
         assert _common.product_kind(torch.float32, "sm_90") == kind
     finally:
-        module.fp32_precision = before
+        for x, precision in zip(modules, before, strict=True):
+            x.fp32_precision = precision
 
 
 def test_relatives_of_an_architecture_have_its_tiles():

@@ -168,7 +168,8 @@ def test_quick_run_reports(tmp_path, capsys, monkeypatch):
         assert 0 < float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
         assert int(row["rounds"]) >= 5 and row["torch"] == torch.__version__ and row["machine"]
     gradients = 2 * 2048 * 512 * 4
-    assert gradients <= int(large["peak_bytes"]) < 4 * gradients
+    # With them the features, packed, and 18 MiB of workspace; eager needs 110 MB.
+    assert gradients <= int(large["peak_bytes"]) < 5 * gradients
     again = report.read_csv(tmp_path / "sigmoid_loss-cpu.csv")
     assert (again[0].rounds, again[0].verified, again[3].median_ms) == (5, False, None)
     report.write_csv(again, tmp_path / "copy.csv")
@@ -192,12 +193,13 @@ def test_cases_are_drawn_side_by_side(tmp_path, unmeasured):
         assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     with (tmp_path / "nearest_code-cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["data"] for row in rows} == {"", "16 clusters"}
+    assert {row["data"] for row in rows} == {"", "16 clusters", "all equal", "nearly equal"}
     wrong = {name: [row["wrong"] for row in rows if row["implementation"] == name]
              for name in (OURS, PRODUCTS, nearest_code.ADDMM)}  # fmt: skip
-    assert wrong[OURS] == ["0", "0"] and wrong[PRODUCTS] == ["", ""]
+    assert wrong[OURS] == ["0"] * 4 and wrong[PRODUCTS] == [""] * 4
     assert int(wrong[nearest_code.ADDMM][1]) > 0  # clusters are too close for float32
-    assert all(int(row["checked"]) == 2048 for row in rows if row["implementation"] != PRODUCTS)
+    checked = {row["checked"] for row in rows if row["implementation"] != PRODUCTS}
+    assert checked == {"1200", "2048"}  # every row
 
 
 def test_half_precision_is_left_out_where_it_is_emulated(monkeypatch):

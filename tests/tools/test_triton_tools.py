@@ -198,9 +198,9 @@ big = sigmoid_loss.TILES["sm_90", "half"]._replace(cols=256, pieces=1, tma=False
 sigmoid_loss.TILES["sm_90", "half"] = big
 key = "sigmoid_tile", "sm_90", "bfloat16 masked gradients"
 task = "sigmoid_loss", "sm_90"
-recipes = {gate.key_of(row): row["made_from"] for row in gate.rows_of(*task, None)}
+recipes = {gate.key_of(row): row for row in gate.rows_of(*task, None)}
 assert gate.stale(recipes, gate.read_table()[1]), "a tile is part of what a row is made from"
-print(figures.broken_rules(*gate.compiled([key], {key: task})))
+print(figures.broken_rules(*gate.compiled([key], recipes, {key: task})))
 """])
     assert "bytes of stack" in result.stdout and "two are wanted" in result.stdout, result.stderr
 
@@ -216,11 +216,12 @@ def test_gate_rules():
 
 def test_gate_sees_every_change():
     _, table = gate.read_table()
-    recipes = {key: row["made_from"] for key, row in table.items()}
+    recipes = {key: dict(row) for key, row in table.items()}
     rows = [dict(row) for row in table.values()]
     assert not gate.differences(rows, table) and not gate.stale(recipes, table)
     rows[0]["registers"] += 1
     assert len(gate.differences(rows, table)) == 1
     changed = list(recipes)[3]
-    recipes[changed], recipes["new", "sm_90", "case"] = "another", "new"
+    recipes[changed]["made_from"] = "another"
+    recipes["new", "sm_90", "case"] = {"made_from": "new"}
     assert gate.stale(recipes, table) == [changed, ("new", "sm_90", "case")]

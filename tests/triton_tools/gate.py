@@ -74,17 +74,27 @@ def key_of(row: dict) -> Key:
     return row["kernel"], row["arch"], row["case"]
 
 
-def recipes() -> tuple[dict[Key, str], dict[Key, Task]]:
-    """What every row is made from, and who makes it. Nothing is compiled: it takes seconds."""
-    made_from, owner = {}, {}
+def recipes() -> tuple[Table, dict[Key, Task]]:
+    """All rows without figures, and who makes them. Nothing is compiled: it takes seconds."""
+    rows, owner = {}, {}
     for task in itertools.product(_backend.ops(), ARCHITECTURES):
         for row in rows_of(*task, None):
-            made_from[key_of(row)], owner[key_of(row)] = row["made_from"], task
-    return made_from, owner
+            rows[key_of(row)], owner[key_of(row)] = row, task
+    return rows, owner
 
 
-def compiled(keys: Collection[Key], owner: dict[Key, Task]) -> Iterator[dict]:
-    """The rows of these keys as they come; many in as many processes as there are cores."""
+def compiled(keys: Collection[Key], rows: Table, owner: dict[Key, Task]) -> Iterator[dict]:
+    """The rows of these keys as they come; those that are made from the same are compiled once."""
+    alike: dict[str, list[Key]] = {}
+    for key in keys:
+        alike.setdefault(rows[key]["made_from"], []).append(key)
+    for row in _compiled([same[0] for same in alike.values()], owner):
+        found = {name: row[name] for name in FIGURES if name != "binaries"}
+        yield from (rows[key] | found for key in alike[row["made_from"]])
+
+
+def _compiled(keys: Collection[Key], owner: dict[Key, Task]) -> Iterator[dict]:
+    """The rows of these keys; many in as many processes as there are cores."""
     cases: dict[tuple[Task, str], set[Key]] = {}  # one at a time, so that cores are busy to the end
     for key in keys:
         cases.setdefault((owner[key], key[2]), set()).add(key)
@@ -107,9 +117,9 @@ def read_table() -> tuple[str, Table]:
     return version, {key_of(row): row for row in rows}
 
 
-def write_table(table: Table, made_from: dict[Key, str]) -> None:
+def write_table(table: Table, recipes: Table) -> None:
     """The rows that there still are, in their order."""
-    rows = [table[key] for key in made_from if key in table]
+    rows = [table[key] for key in recipes if key in table]
     with open(TABLE, "w", newline="") as file:
         file.write(f"# triton {triton.__version__}\n")
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
@@ -117,11 +127,11 @@ def write_table(table: Table, made_from: dict[Key, str]) -> None:
         writer.writerows(rows)
 
 
-def stale(made_from: dict[Key, str], table: Table) -> list[Key]:
+def stale(recipes: Table, table: Table) -> list[Key]:
     """Rows that are made from something else than in the table, or are not in it."""
     return [
-        key for key, recipe in made_from.items()
-        if key not in table or table[key]["made_from"] != recipe
+        key for key, row in recipes.items()
+        if key not in table or table[key]["made_from"] != row["made_from"]
     ]
 
 
@@ -158,22 +168,22 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="renew the rows that are compiled")
     arguments = parser.parse_args()
     version, table = read_table()
-    made_from, owner = recipes()
-    changed = stale(made_from, table)
+    wanted, owner = recipes()
+    changed = stale(wanted, table)
     rows = []
-    for row in compiled(chosen(changed, made_from, arguments), owner):
+    for row in compiled(chosen(changed, wanted, arguments), wanted, owner):
         rows.append(row)
         if arguments.write:
             table[key_of(row)] = row
         if arguments.write and len(rows) % 20 == 0:  # an interrupted run is not lost
-            write_table(table, made_from)
+            write_table(table, wanted)
     if arguments.write:
-        write_table(table, made_from)
+        write_table(table, wanted)
         version, table = read_table()
-        changed = stale(made_from, table)
+        changed = stale(wanted, table)
     if version == triton.__version__:
         problems = differences(rows, table)
-        problems += [f"{key}: in the table only" for key in table.keys() - made_from.keys()]
+        problems += [f"{key}: in the table only" for key in table.keys() - wanted.keys()]
         if not arguments.changed:
             problems += [f"{key}: made from something else in the table" for key in changed]
         if changed:
@@ -182,7 +192,7 @@ def main() -> int:
         problems = []
         print(f"the table is of triton {version}, this is {triton.__version__}: rules only")
     problems += [f"{key_of(row)}: {rule}" for row in rows for rule in broken_rules(row)]
-    print(f"compiled {len(rows)} of {len(made_from)} rows (drawn for {datetime.date.today()})")
+    print(f"compiled {len(rows)} of {len(wanted)} rows (drawn for {datetime.date.today()})")
     print(*sorted(problems), f"{len(problems)} problems", sep="\n")
     return bool(problems)
 

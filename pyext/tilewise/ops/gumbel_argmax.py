@@ -69,6 +69,8 @@ def gumbel_argmax(
     op = _backend.operator("gumbel_argmax", logits.device, logits.dtype)
     if op is None:
         return reference.gumbel_argmax(logits, k, dim, seed, row_offset, log_prob=log_prob)
+    if not log_prob:
+        logits = logits.detach()  # an index has no gradient: nothing is kept for one
     index, value = op(logits, seed, row_offset, dim, count, bool(log_prob))
     if k is None:
         index, value = index.squeeze(dim), value.squeeze(dim) if log_prob else value
