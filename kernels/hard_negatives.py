@@ -33,6 +33,7 @@ TILES = _contrast.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
+    ("sm_120", "tf32"): Tile(128, 64, 32, pieces=8, warps=8, stages=3),
     ("gfx90a", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
     ("interpreter", "half"): Tile(64, 64, 16, pieces=1, warps=1, stages=1, tma=True),
     ("interpreter", "ieee"): Tile(64, 64, 16, pieces=1, warps=1, stages=1),

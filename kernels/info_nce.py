@@ -3,13 +3,10 @@
 from torch import Tensor
 
 from tilewise.kernels import _common, _cross_entropy
-from tilewise.kernels._common import Tile
 from tilewise.kernels._cross_entropy import CrossEntropy, Side, count_matches
 
 CHUNK_BYTES, CHUNK_COLS = _cross_entropy.CHUNK_BYTES, _cross_entropy.CHUNK_COLS
-TILES = _cross_entropy.TILES | {
-    ("sm_120", "tf32"): Tile(128, 64, 32, pieces=8, warps=8, stages=3),
-}
+TILES = dict(_cross_entropy.TILES)
 
 
 def info_nce(
