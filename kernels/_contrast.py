@@ -27,6 +27,7 @@ TILES = {
     ("gfx90a", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
     ("sm_90", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
     ("sm_100", "tf32"): Tile(128, 128, 32, pieces=4, warps=8, stages=3, tma=True),
+    ("sm_120", "tf32"): Tile(128, 64, 16, pieces=4, warps=8, stages=3),
     ("sm_100", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
     ("interpreter", "half"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
     ("interpreter", "ieee"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),

@@ -35,7 +35,6 @@ TILES = _contrast.SMALLER_TILES | {
     ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_90", "ieee"): Tile(64, 64, 32, pieces=2, warps=4, stages=2),
-    ("sm_120", "tf32"): Tile(128, 64, 16, pieces=4, warps=8, stages=3),
     ("sm_120", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
     ("gfx942", "half"): Tile(128, 64, 32, pieces=4, warps=8, stages=2),
     ("gfx90a", "half"): Tile(128, 64, 32, pieces=4, warps=8, stages=2),

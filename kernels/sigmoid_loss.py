@@ -154,6 +154,7 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
             sigmoid_tile, chunk, *chunk.matches, grad, 0 if grad is None else grad.stride(0),
             next(parts), scale, bias,
             THREADS=launch.threads, SCALE=stored_scale(image.dtype),
+            **(launch.limit if launch.kind == "tf32" else {}),  # rounding to tf32 takes registers
         )
 
     products = None, None
