@@ -180,3 +180,11 @@ def test_memory_grows_with_the_rows_alone():
     """Eager keeps matrices of rows x 2 rows: 268 MB each at 5792."""
     small, large = (peak_bytes(prepare, rows=rows) for rows in (2896, 5792))
     assert large < 100e6 and large - small < 20e6
+
+
+def test_the_reference_has_every_option():
+    arguments = *Case("options", related(6, 9, 4)).features(torch.float32), 5.0
+    options = {"positives": 2, "label_smoothing": 0.3}
+    with tw.backend("reference"):
+        expected = tw.info_nce(*arguments, **options)
+    torch.testing.assert_close(tw.info_nce(*arguments, **options), expected)
