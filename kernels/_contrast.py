@@ -190,21 +190,12 @@ def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(scale).copysign(scale), rate
 
 
-@triton.jit(do_not_specialize=["size", "padded", "parts", "begun"])
-def merge_parts(
-    largest_ptr, total_ptr,  # (size,) float32, so far, if `begun`
-    parts_ptr,  # (2, parts, padded) float32: largest x, sums of exponentials
-    rate_ptr,
-    size, padded, parts, begun,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):
-    """Merges parts of rows with what is there, from the first to the last."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    before = inside & (begun != 0)
-    largest = tl.load(largest_ptr + i, mask=before, other=LOWEST)
-    total = tl.load(total_ptr + i, mask=before, other=0.0)
-    rate = tl.load(rate_ptr)
+@triton.jit
+def with_parts(largest, total, parts_ptr, i, inside, padded, parts, rate, PARTS: tl.constexpr):
+    """Merges `parts` parts, from the first to the last, with the largest x and sums of rows i.
+
+    parts_ptr: (2, parts, padded) float32, largest x and sums of exponentials; PARTS at a time.
+    """
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)[:, None]
         keep = (part < parts) & inside[None, :]
@@ -215,6 +206,26 @@ def merge_parts(
         total *= tl.exp2((largest - higher) * rate)
         total += tl.sum(sums * tl.exp2((x - higher[None, :]) * rate), 0)
         largest = higher
+    return largest, total
+
+
+@triton.jit(do_not_specialize=["size", "padded", "parts", "begun"])
+def merge_parts(
+    largest_ptr, total_ptr,  # (size,) float32, so far, if `begun`
+    parts_ptr,  # see `with_parts`
+    rate_ptr,
+    size, padded, parts, begun,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):
+    """Merges parts of rows with what is there, from the first to the last."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    before = inside & (begun != 0)
+    largest = tl.load(largest_ptr + i, mask=before, other=LOWEST)
+    total = tl.load(total_ptr + i, mask=before, other=0.0)
+    largest, total = with_parts(
+        largest, total, parts_ptr, i, inside, padded, parts, tl.load(rate_ptr), PARTS
+    )
     tl.store(largest_ptr + i, largest, mask=inside)
     tl.store(total_ptr + i, total, mask=inside)
 

@@ -6,7 +6,7 @@ Each is one small launch, and every sum has an order that depends on sizes alone
 import triton
 import triton.language as tl
 
-from tilewise.kernels._contrast import LOWEST, SMALLEST_RATE
+from tilewise.kernels._contrast import LOWEST, SMALLEST_RATE, with_parts
 from tilewise.kernels._cross_entropy_tiles import FACTOR, LARGEST, SMOOTH, TARGET
 from tilewise.kernels._finish import scale_one, total
 
@@ -72,16 +72,9 @@ def merge_side(
     side_ptr += i.to(tl.int64) * 4
     largest = tl.load(side_ptr + LARGEST, mask=inside, other=LOWEST)
     exponentials = tl.load(side_ptr + FACTOR, mask=inside, other=0.0)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)[:, None]
-        keep = (part < parts) & inside[None, :]
-        at = part.to(tl.int64) * padded + i[None, :]
-        x = tl.load(parts_ptr + at, mask=keep, other=LOWEST)
-        sums = tl.load(parts_ptr + at + padded.to(tl.int64) * parts, mask=keep, other=0.0)
-        higher = tl.maximum(largest, tl.max(x, 0))
-        exponentials *= tl.exp2((largest - higher) * rate)
-        exponentials += tl.sum(sums * tl.exp2((x - higher[None, :]) * rate), 0)
-        largest = higher
+    largest, exponentials = with_parts(
+        largest, exponentials, parts_ptr, i, inside, padded, parts, rate, PARTS
+    )
     tl.store(side_ptr + LARGEST, largest, mask=inside)
     logs = tl.zeros((BLOCK,), tl.float64)
     if last != 0:
