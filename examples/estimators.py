@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import tilewise as tw
 from examples import estimators_report
 from examples.common import estimator_cost, report
 from examples.common.data import split_digits
-from examples.common.training import progress
+from examples.common.training import arguments, conduct
 from tilewise.estimators import Categorical, Gaussian, MovingAverage, gradient
 
 LOO = {"baseline": "leave_one_out"}
@@ -223,21 +222,15 @@ def run(args, bars: Progress) -> dict:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, Path("out/estimators"), every=25, resumes=False)
     add = parser.add_argument
     add("--rows", type=int, default=4000, help="independent estimates of the known sum")
     add("--pulls", type=int, default=600, help="of each bandit")
     add("--bandits", type=int, default=200, help="that learn beside each other")
     add("--steps", type=int, default=250, help="of training each VAE")
     add("--samples", type=int, default=4, help="of the VAE's latents in a step")
-    add("--every", type=int, default=25, help="steps between measurements")
     add("--measure", type=float, default=3.0, help="seconds for timing")
-    add("--seeds", type=int, default=3, help="of the VAEs")
-    add("--seed", type=int, default=0, help="the first of them")
-    add("--out", type=Path, default=Path("out/estimators"), help="folder of everything written")
-    add("--quick", action="store_true", help="few of everything")
+    add("--seeds", type=int, default=3, help="of the VAEs, from --seed on")
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.pulls, args.bandits, args.steps, args.seeds = 400, 60, 20, 30, 2
@@ -247,18 +240,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    console = report.console()
-    console.print(f"[bold]Gradient estimators[/] on {report.machine()}")
-    with progress(console) as bars:
-        found = run(args, bars)
+    console, found = conduct("Gradient estimators", args, run)
     estimators_report.tables(console, found)
     estimators_report.known(found["known"], args.out / "variance.png")
     estimators_report.uses(found, args.out / "uses.png")
-    (args.out / "history.json").write_text(json.dumps(found))
-    report.finish(
-        console, args.out, ["variance.png", "uses.png"], estimators_report.value(found)
-    )
+    value = estimators_report.value(found)
+    report.finish(console, args.out, ["variance.png", "uses.png"], value, found)
     return found
 
 

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 
 from examples.common import report
-from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED
-from examples.smooth_report import two_errors
+from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, two_errors
 
 COLORS = {
     "score function": MUTED, "leave-one-out": BLUE, "REBAR": PURPLE, "straight-through": ORANGE,

@@ -12,7 +12,6 @@ Labels of the test digits are right.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ import tilewise as tw
 from examples import smooth_report
 from examples.common import report
 from examples.common.data import digits
-from examples.common.training import progress
+from examples.common.training import arguments, conduct
 from tilewise import estimators
 
 RARER, WRONG, CLASSES = 0.75, 0.2, 10
@@ -134,17 +133,11 @@ def run(args, bars: Progress) -> dict[str, list[list[dict]]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, Path("out/smooth"), every=20, resumes=False)
     add = parser.add_argument
     add("--steps", type=int, default=400, help="of all training digits")
-    add("--every", type=int, default=20, help="steps between measurements")
     add("--rate", type=float, default=1e-2, help="of Adam (default: %(default)s)")
-    add("--seeds", type=int, default=5, help="how many")
-    add("--seed", type=int, default=0, help="the first")
-    add("--out", type=Path, default=Path("out/smooth"), help="folder of everything written")
-    add("--quick", action="store_true", help="two seeds, few steps")
+    add("--seeds", type=int, default=5, help="how many, from --seed on")
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.seeds = 60, 2
@@ -153,11 +146,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    console = report.console()
-    console.print(f"[bold]Smooth metrics[/] on {report.machine()}")
-    with progress(console) as bars:
-        found = run(args, bars)
+    console, found = conduct("Smooth metrics", args, run)
     results = {
         metric: {
             "last": {k: [h[-1][f"test {metric}"] for h in v] for k, v in found.items()},
@@ -168,10 +157,8 @@ def main(argv: list[str] | None = None) -> dict:
     console.print(smooth_report.table(results, sum(len(x) for x in problem(args.seed).train[1:])))
     smooth_report.curves(found, args.out / "curves.png")
     smooth_report.rates(args.out / "rates.png")
-    (args.out / "history.json").write_text(json.dumps(found))
-    report.finish(
-        console, args.out, ["curves.png", "rates.png"], smooth_report.value(found, results)
-    )
+    value = smooth_report.value(found, results)
+    report.finish(console, args.out, ["curves.png", "rates.png"], value, found)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 
@@ -12,19 +11,12 @@ from rich.table import Table
 
 import tilewise as tw
 from examples.common import report
-from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED
+from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, two_errors
 
 COLORS = {
     "cross-entropy": INK, "soft accuracy": BLUE, "soft F1": RED, "score function, F1": ORANGE
 }  # fmt: skip
 TITLES = {"accuracy": "accuracy", "f1": "macro F1"}
-
-
-def two_errors(values: list[float]) -> tuple[float, float]:
-    """The mean and two standard errors of it."""
-    if len(values) < 2:
-        return values[0], math.nan
-    return statistics.mean(values), 2 * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def percent(values: list[float], sign: str = "") -> str:

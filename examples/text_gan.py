@@ -13,7 +13,6 @@ that no gradient passes from a judge to the generator but by an estimator of `tw
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ import tilewise as tw
 from examples.common import report
 from examples.common.data import pairs, words
 from examples.common.report import BLUE, GREEN, ORANGE, RED
-from examples.common.training import progress
+from examples.common.training import arguments, conduct
 from tilewise import estimators
 
 LENGTH, KNOWN, NOISE = 6, 80, 32  # words of a caption, of the vocabulary; numbers of noise
@@ -205,15 +204,8 @@ def run(args, bars: Progress) -> tuple[dict, list[str]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--steps", type=int, default=800, help="of each generator")
-    add("--every", type=int, default=50, help="steps between measurements")
-    add("--seed", type=int, default=0, help="of weights, batches and all that is drawn")
-    add("--out", type=Path, default=Path("out/text_gan"), help="folder of everything written")
-    add("--quick", action="store_true", help="few steps")
+    parser = arguments(__doc__, Path("out/text_gan"), every=50, resumes=False)
+    parser.add_argument("--steps", type=int, default=800, help="of each generator")
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.every = 20, 10
@@ -222,15 +214,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    console = report.console()
-    console.print(f"[bold]Text GAN[/] on {report.machine()}")
-    with progress(console) as bars:
-        found, names = run(args, bars)
+    console, (found, names) = conduct("Text GAN", args, run)
     table(console, found, names)
     curves(found, args.out / "curves.png")
-    (args.out / "history.json").write_text(json.dumps(found))
-    report.finish(console, args.out, ["curves.png"], value(found))
+    report.finish(console, args.out, ["curves.png"], value(found), found)
     return found
 
 

@@ -14,7 +14,6 @@ something; codes that hardly any cell chooses start again elsewhere.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from examples.common import reconstruction as measure
 from examples.common.autoencoders import DIM, STRIDE, Autoencoder
 from examples.common.data import CREDIT, DIGITS_CREDIT, split, split_digits
 from examples.common.quantizer_cost import quantizer
-from examples.common.training import Run, arguments, progress, train, warmup_cosine
+from examples.common.training import Run, arguments, conduct, train, warmup_cosine
 
 LEARNING = {"decay": 0.9, "kmeans_init": True, "threshold_ema_dead_code": 1.0}
 ABLATIONS = {
@@ -283,20 +282,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    console = report.console()
-    console.print(f"[bold]VQ-VAE[/] on {report.machine()}")
-    with progress(console) as bars:
-        results = {task.name: run(task, args, bars) for task in tasks(args)}
+    console, results = conduct(
+        "VQ-VAE", args,
+        lambda args, bars: {task.name: run(task, args, bars) for task in tasks(args)},
+    )  # fmt: skip
     with console.status(f"one step with {LARGE} codes"):
         many = cost_of_many(args)
     patches = {name: result.pop("patches") for name, result in results.items()}
     vqvae_report.tables(console, results, many)
     vqvae_report.curves(results, args.out / "curves.png")
     vqvae_report.codebooks(results, patches, args.out / "codebooks.png")
-    (args.out / "history.json").write_text(json.dumps({**results, "many": many}))
     names = [*(f"{name}.png" for name in results), "codebooks.png", "curves.png"]
-    report.finish(console, args.out, names, vqvae_report.value(many))
+    value = vqvae_report.value(many)
+    report.finish(console, args.out, names, value, {**results, "many": many})
     return results
 
 

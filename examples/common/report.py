@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +48,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{milliseconds:.3g} ms"
 
 
+def two_errors(values: list[float]) -> tuple[float, float]:
+    """The mean and two standard errors of it."""
+    if len(values) < 2:
+        return values[0], math.nan
+    return statistics.mean(values), 2 * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def memory(mb: float) -> str:
     """Megabytes or, where there are many, gigabytes."""
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"
@@ -77,8 +87,15 @@ def machine() -> str:
     return f"{name}, {threads} threads, torch {torch.__version__}"
 
 
-def finish(printed: Console, folder: Path, pictures: list[str], value: str) -> None:
-    """Says where the pictures are and, last, in one sentence what the run was good for."""
+def finish(
+    printed: Console, folder: Path, pictures: list[str], value: str, history: object = None
+) -> None:
+    """Says where the pictures are and, last, in one sentence what the run was good for.
+
+    What was printed is kept in report.txt, and `history`, numbers in lists and dicts, as JSON.
+    """
+    if history is not None:
+        (folder / "history.json").write_text(json.dumps(history))
     printed.print("Pictures: " + ", ".join(str(folder / name) for name in pictures))
     printed.print(f"[bold]{value}[/]")
     printed.save_text(str(folder / "report.txt"), clear=False)

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from examples.common import report
 from examples.common.data import Pairs, Scenes, save_atomically
 from examples.common.towers import Words
+
+Found = TypeVar("Found")
 
 
 class Batches:
@@ -165,17 +170,38 @@ def progress(console: Console) -> Progress:
     )  # fmt: skip
 
 
-def arguments(description: str, out: Path, every: int) -> argparse.ArgumentParser:
-    """A parser with what every script takes; "--quick" is for the script to act on."""
+def arguments(
+    description: str, out: Path, every: int | None = None, resumes: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with what every script takes; "--quick" is for the script to act on.
+
+    Args:
+        out: the folder that "--out" names otherwise.
+        every: steps between checkpoints, or measurements where nothing is resumed; None: neither.
+        resumes: whether checkpoints are kept, from which "--resume" goes on.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--every", type=int, default=every, help="steps between checkpoints")
-    add("--resume", action="store_true", help="continue from the checkpoints in --out")
+    if every is not None:
+        what = "checkpoints" if resumes else "measurements"
+        add("--every", type=int, default=every, help=f"steps between {what}")
+    if resumes:
+        add("--resume", action="store_true", help="continue from the checkpoints in --out")
     add("--seed", type=int, default=0, help="of weights, batches and all that is drawn")
     add("--out", type=Path, default=out, help="folder of everything written")
     add("--quick", action="store_true", help="few steps: a look at every stage")
     return parser
 
 
+def conduct(
+    title: str, args: argparse.Namespace, run: Callable[[argparse.Namespace, Progress], Found]
+) -> tuple[Console, Found]:
+    """Runs a script's work, `run(args, bars)`, under a headline and bars; makes the folder of its
+    results. Returns where it prints, and what was found."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = report.console()
+    console.print(f"[bold]{title}[/] on {report.machine()}")
+    with progress(console) as bars:
+        return console, run(args, bars)

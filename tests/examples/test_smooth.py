@@ -12,6 +12,7 @@ for package in ("mlxtend", "rich"):
 
 import tilewise as tw  # noqa: E402
 from examples import smooth, smooth_report  # noqa: E402
+from examples.common import report  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ def test_verdicts():
     assert smooth_report.verdict([0.1, 0.11, 0.12]) == "better"
     assert smooth_report.verdict([-0.1, -0.11, -0.12]) == "worse"
     assert smooth_report.verdict([-0.1, 0.1, 0.05]) == "equal"
-    assert smooth_report.two_errors([1.0, 3.0]) == (2.0, 2.0)
-    assert math.isnan(smooth_report.two_errors([1.0])[1])
+    assert report.two_errors([1.0, 3.0]) == (2.0, 2.0)
+    assert math.isnan(report.two_errors([1.0])[1])
     history = [{"stopping f1": a, "test f1": b} for a, b in ((0.1, 1), (0.3, 2), (0.2, 3))]
     assert smooth.stopped(history, "f1") == 2
 

@@ -1,0 +1,1 @@
+"""Autoencoders with latents of several kinds on handwritten digits, beside a GAN."""
