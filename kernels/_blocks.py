@@ -1,10 +1,11 @@
-"""The two passes of clip_loss over a block of the logits: see ops/_blocks.py."""
+"""Losses of a block of the logits, for processes that each hold a part: see ops/_blocks.py."""
 
 import torch
 from torch import Tensor
 
 from tilewise.kernels import _common, _contrast, clip_loss
 from tilewise.kernels._cross_entropy import FACTOR, LARGEST, CrossEntropy, Side
+from tilewise.kernels.itc_loss import ItcLoss
 
 
 def _chunks(block: CrossEntropy, positives: int | None):
@@ -66,3 +67,23 @@ def clip_block_gradients(
         chunks, shape = _chunks(block, positives)
         needs = need_image, need_text, need_scale
         return block.gradients(chunks, shape, needs)
+
+
+def itc_block_means(
+    query: Tensor, keys: Tensor, logit_scale: Tensor, need_mean: bool
+) -> tuple[Tensor, Tensor]:
+    """Largest logits and sums of exponentials (2, B) float64; the keys' means (B, D) float32."""
+    with _common.launching(query=query):
+        # As for a teacher's mean, on which a loss depends: in half precision weights are split.
+        block = ItcLoss(query, keys, logit_scale.reshape(()), None, query)
+        sums = block.scale.new_zeros(2, len(query))
+        sums[0] = -torch.inf
+        mean = query.new_zeros(query.shape if need_mean else 0, dtype=torch.float32)
+        for start in range(0, len(query) if block.segments else 0, block.size[0]):
+            at = slice(start, start + block.size[0])
+            rows = block.query[at]
+            state = block.sums(rows)
+            sums[0, at], sums[1, at] = state[0] * block.scale, state[1]
+            if need_mean:
+                mean[at] = block.means(rows, state, block.splits)[0][:, : query.shape[1]]
+        return sums, mean

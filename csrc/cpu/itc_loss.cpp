@@ -298,8 +298,32 @@ std::tuple<Tensor, Tensor, Tensor> itc_loss(const Tensor& query, const Tensor& k
   return {scalar_result(sums.loss, options), d_query, scalar_if(need_scale, sums.d_scale, options)};
 }
 
+// See pyext/tilewise/ops/_blocks.py.
+std::tuple<Tensor, Tensor> itc_block_means(const Tensor& query, const Tensor& keys,
+                                           const Tensor& logit_scale, bool need_mean) {
+  const BelowAutograd below;
+  const Features features("query", query, "keys", keys);
+  const Candidates candidates(keys, std::nullopt, features.product_type);
+  const SoftmaxMean found = SoftmaxPass(query, candidates, features.product_type,
+                                        one_element("logit_scale", logit_scale), need_mean)
+                                .run();
+  const int64_t n = query.size(0);
+  const Tensor sums = at::empty({2, n}, features.options().dtype(at::kDouble));
+  auto* values = sums.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < n; ++i) {
+    values[i] = found.of_row[i].largest;
+    values[n + i] = found.of_row[i].sum;
+  }
+  if (!need_mean) return {sums, at::empty({0}, features.options())};
+  if (query.numel() == 0 || keys.size(0) == 0) return {sums, at::zeros(query.sizes(), features.options())};
+  return {sums, found.mean};
+}
+
 }  // namespace
 
-TILEWISE_REGISTER(CPU, library) { library.impl("itc_loss", &itc_loss); }
+TILEWISE_REGISTER(CPU, library) {
+  library.impl("itc_loss", &itc_loss);
+  library.impl("itc_block_means", &itc_block_means);
+}
 
 }  // namespace tilewise

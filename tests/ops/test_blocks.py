@@ -6,7 +6,7 @@ import torch
 import tilewise as tw
 from tests.common.contrastive_cases import DEVICE, Case, related
 from tilewise.ops import _arguments
-from tilewise.ops._blocks import block_gradients, block_sums
+from tilewise.ops._blocks import block_gradients, block_means, block_sums
 
 BACKENDS = ["reference", "cpu", "triton"] if DEVICE == "cpu" else ["reference", "triton"]
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -93,6 +93,26 @@ def test_what_has_no_weight_has_no_gradient(backend):
     assert not gradients[0].any() and [len(x) for x in gradients[1:]] == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [20.0, -7.0, 0.0], ids=str)
+def test_means_of_blocks(backend, scale, dtype):
+    """Softmaxes over all columns and their means are made of those of each block."""
+    query, keys = Case("means", related(11, 300, 12)).features(dtype)
+    number = torch.tensor(scale, device=DEVICE)
+    blocks = [keys[:290], keys[290:290], keys[290:]]
+    parts = [block_means(query, block, number) for block in blocks]
+    z = scale * query.double() @ keys.double().T
+    sums = merged([sums for sums, _ in parts])
+    torch.testing.assert_close(sums[0] + sums[1].log(), z.logsumexp(1), rtol=1e-5, atol=1e-5)
+    shares = [x[1] * (x[0] - sums[0]).exp() / sums[1] for x, _ in parts]
+    mean = sum(share[:, None] * x for share, (_, x) in zip(shares, parts, strict=True))
+    torch.testing.assert_close(mean, z.softmax(1) @ keys.double(), rtol=0, atol=2e-5)
+    alone, nothing = block_means(query, keys, number, False)
+    assert torch.equal(alone[0], sums[0]) and not len(nothing)
+    assert parts[1][0].tolist() == [[-torch.inf] * 11, [0.0] * 11] and not parts[1][1].any()
+    assert block_means(query[:0], keys, number)[1].shape == (0, 12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(backend, dtype):
     image, text = Case("half", related(20, 20, 16)).features(dtype)
@@ -133,3 +153,4 @@ def test_opcheck(name):
         ops.clip_block_gradients.default,
         (x, y, scale, 1, *sums[:2], *weights, True, False, True), test_utils=tests,
     )
+    torch.library.opcheck(ops.itc_block_means.default, (x, y, scale, True), test_utils=tests)

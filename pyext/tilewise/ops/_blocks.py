@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tilewise import _backend, reference
+from tilewise.ops._arguments import NOWHERE
 from tilewise.ops._register import define
 from tilewise.reference._matches import matches
 from tilewise.reference._precision import accumulate_dtype, exact_dtype
@@ -86,6 +87,26 @@ def block_gradients(
     return d_image, d_text, d_scale
 
 
+def block_means(
+    query: Tensor, keys: Tensor, scale: Tensor, need_mean: bool = True
+) -> tuple[Tensor, Tensor]:
+    """A block of `itc_loss`: of each query's softmax over the keys, sums and mean of the keys.
+
+    Returns:
+        (2, B) float64: the largest logit, and the sum of exponentials relative to it; -inf and 0
+        without a key. (B, D) the mean of the keys, weighted by exponentials; 0 without a key.
+
+    Cost: 2 matrix products of B*N*D, 1 without the mean.
+    """
+    op = _backend.operator("itc_block_means", query.device, query.dtype)
+    if op is not None:
+        return op(query, keys, scale, need_mean)
+    z, _ = _logits(query, keys, scale, NOWHERE)
+    sums = _log_sums(z)
+    mean = z.softmax(1) @ keys.to(z.dtype) if need_mean else z.new_empty(0)
+    return sums, mean.to(accumulate_dtype(query))
+
+
 def _logits(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
     """(B, N) in float64, and 1 where a pair matches."""
     z = image.to(exact_dtype(image)) @ text.to(exact_dtype(text)).T * scale
@@ -112,6 +133,11 @@ def _fake_sums(image, text, logit_scale, positives):
     return new((2, len(image))), new((2, len(text))), new(())
 
 
+def _fake_means(query, keys, logit_scale, need_mean):
+    mean = query.new_empty(query.shape if need_mean else 0, dtype=accumulate_dtype(query))
+    return query.new_empty((2, len(query)), dtype=torch.float64), mean
+
+
 def _fake_gradients(image, text, logit_scale, positives, image_sums, text_sums, image_weight,
                     text_weight, need_image, need_text, need_scale):  # fmt: skip
     new = functools.partial(image.new_empty, dtype=accumulate_dtype(image))
@@ -132,4 +158,9 @@ define(
     "bool need_image, bool need_text, bool need_scale) "
     "-> (Tensor d_image, Tensor d_text, Tensor d_scale)",
     _fake_gradients, module="_blocks",
+)
+define(
+    "itc_block_means",
+    "(Tensor query, Tensor keys, Tensor logit_scale, bool need_mean) -> (Tensor sums, Tensor mean)",
+    _fake_means, module="_blocks",
 )

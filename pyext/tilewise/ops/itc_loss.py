@@ -7,9 +7,8 @@ from torch import Tensor
 
 from tilewise import _backend, reference
 from tilewise.ops import _arguments
+from tilewise.ops._matched import matched_by_ids, matched_by_offset
 from tilewise.ops._register import register_loss
-from tilewise.ops.code_sums import code_sums
-from tilewise.reference._precision import accumulate_dtype
 
 
 def itc_loss(
@@ -98,49 +97,10 @@ def itc_loss(
     with torch.no_grad():
         offset, query_ids, candidate_ids = matches
         if query_ids is None or candidate_ids is None:
-            matched, count = _matched_by_offset(keys, queue, offset or 0, len(query))
+            matched, count = matched_by_offset(keys, queue, offset or 0, len(query))
         else:
-            matched, count = _matched_by_ids(keys, queue, query_ids, candidate_ids)
+            matched, count = matched_by_ids(keys, queue, query_ids, candidate_ids)
     return op(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]
-
-
-# Of each query, the mean of the candidates that match (B, D), and how many do (B,) int64:
-
-
-def _matched_by_offset(
-    keys: Tensor, queue: Tensor | None, offset: int, rows: int
-) -> tuple[Tensor, Tensor]:
-    mean = keys.new_zeros((rows, keys.shape[1]), dtype=accumulate_dtype(keys))
-    count = keys.new_zeros(rows, dtype=torch.int64)
-    for part in (keys, queue):
-        if part is not None:
-            first, end = max(-offset, 0), min(len(part) - offset, rows)  # of the queries
-            if first < end:
-                mean[first:end] = part[first + offset : end + offset]
-                count[first:end] = 1
-            offset -= len(part)
-    return mean, count
-
-
-def _matched_by_ids(
-    keys: Tensor, queue: Tensor | None, query_ids: Tensor, candidate_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Equal ids are a codebook of the queries' ids, whose rows `code_sums` adds."""
-    query_ids, candidate_ids = query_ids.contiguous(), candidate_ids.contiguous()
-    known = query_ids.sort().values
-    group = torch.searchsorted(known, candidate_ids)  # the first of equals
-    rows = len(query_ids)
-    found = known.new_zeros(len(candidate_ids), dtype=torch.bool)
-    if rows:
-        found = known[group.clamp(max=rows - 1)] == candidate_ids
-    group = group.masked_fill(~found, -1)  # matches no query
-    count, total = code_sums(keys, group[: len(keys)], rows)
-    if queue is not None:
-        more, rest = code_sums(queue, group[len(keys) :], rows)
-        count, total = count + more, total + rest
-    mean = total / count.clamp(min=1).unsqueeze(1)
-    own = torch.searchsorted(known, query_ids)
-    return mean[own], count[own]
 
 
 register_loss(

@@ -79,31 +79,29 @@ def loss_over_processes(
     """
     name = type(module).__name__
     peers = Peers(module.group, f"tilewise.nn.{name}")
-    problem, facts = None, {"loss": name, **options}
-    inputs: list[Tensor | None] = []
-    needs: list[bool] = []
-    try:
+
+    def check() -> tuple[tuple[list, list], int, dict]:
         check_place(peers, module.rank, module.world_size)
         features = _arguments.features(image_features=image_features, text_features=text_features)
         check_pairs(*features)
-        inputs += features
+        inputs: list[Tensor | None] = [*features]
         inputs.append(_arguments.scalar("logit_scale", logit_scale, features[0]))
         for value in logit_bias:
             bias = None if value is None else _arguments.scalar("logit_bias", value, features[0])
             inputs.append(bias)
-        needs += [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-        names = ("image_features", "text_features", "logit_scale", "logit_bias")
-        facts |= {
+        needs = _arguments.needs(*inputs)
+        facts = {
+            "loss": name,
+            **options,
             "D": features[0].shape[1],
             "dtype": features[0].dtype,
             "logit_bias": "given" if inputs[-1] is not None else "None",
-            "gradients": " ".join(n for n, need in zip(names, needs, strict=False) if need),
+            "gradients": _ring.named(
+                needs, "image_features", "text_features", "logit_scale", "logit_bias"
+            ),
         }
-    except (TypeError, ValueError) as error:
-        problem = str(error)
-    tensors = [x for x in (image_features, text_features) if isinstance(x, Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    rows = peers.agree(len(image_features) if problem is None else 0, facts, problem, device)
-    return _ring.finished(
-        lambda needs: run(peers, rows, *inputs, needs, **options), needs, *inputs
-    )
+        return (inputs, needs), len(image_features), facts
+
+    device = _ring.device_of(image_features, text_features)
+    (inputs, needs), rows = _ring.agreed(peers, check, device)
+    return _ring.finished(lambda needs: run(peers, rows, *inputs, needs, **options), needs, *inputs)

@@ -6,11 +6,13 @@ after the forward pass: backward only scales them, and exchanges nothing.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tilewise.distributed import Peers, circulate
+from tilewise.nn.losses._softmax import Means, combined, merge_sums
 from tilewise.ops._arguments import NOWHERE
 from tilewise.ops._blocks import block_gradients, block_sums, sigmoid_block
 
@@ -20,7 +22,7 @@ PIECES = 4
 Gradients = list[Tensor | None]
 
 
-def _pieces(rows: list[int]) -> int:
+def pieces(rows: list[int]) -> int:
     return max(1, min(PIECES, max(rows) // PIECE))
 
 
@@ -47,20 +49,12 @@ def sigmoid(
         return (d_text if share == 1 else d_text.mul_(share),) if needs[1] else ()
 
     (d_text,) = circulate(
-        peers, rows, (text,), visit, route=route, pieces=_pieces(rows)
+        peers, rows, (text,), visit, route=route, pieces=pieces(rows)
     ) or (None,)
     loss, d_image, *scalars = totals if share == 1 else [x.mul_(share) for x in totals]
     gradients = [d_image, d_text, *(x.to(scale.dtype) for x in scalars)]
     wanted = [x if need else None for x, need in zip(gradients, needs, strict=True)]
     return loss.to(scale.dtype), wanted
-
-
-def merge_sums(sums: Tensor, more: Tensor) -> None:
-    """Adds exponentials (rows, 2): the largest logit, the sum relative to it."""
-    largest = torch.maximum(sums[:, 0], more[:, 0])
-    base = largest.nan_to_num(neginf=0.0)  # without a logit yet, -inf - -inf would be NaN
-    total = sums[:, 1] * (sums[:, 0] - base).exp() + more[:, 1] * (more[:, 0] - base).exp()
-    sums[:, 0], sums[:, 1] = largest, total
 
 
 def clip(
@@ -72,6 +66,8 @@ def clip(
     The loss of one's own images and texts (`local_loss`), or of all. Of the gradients, what
     open_clip's are with the same options.
     """
+    if local_loss and not gather_with_grad:
+        return _clip_of_queries(peers, rows, image, text, scale, needs)
     world = peers.size
     weight = 0.5 / max(sum(rows), 1)
     image_sums, text_sums, matched = _clip_sums(peers, rows, image, text, scale)
@@ -79,11 +75,10 @@ def clip(
     loss = weight * (terms[0].sum() + terms[1].sum() - 2 * matched)
     gradients: Gradients = [None] * 3
     if any(needs):
-        queries_only = local_loss and not gather_with_grad
         gradients = _clip_gradients(
-            peers, rows, image, text, scale, (image_sums, text_sums), weight, needs, queries_only
+            peers, rows, image, text, scale, (image_sums, text_sums), weight, needs
         )
-    if local_loss or gather_with_grad:
+    if gather_with_grad:
         gradients[:2] = [None if x is None else x.mul_(world) for x in gradients[:2]]
     d_scale = gradients[2]
     if local_loss:
@@ -95,6 +90,30 @@ def clip(
         gradients[2] = None if d_scale is None else total
     gradients[2] = None if gradients[2] is None else gradients[2].to(scale.dtype)
     return loss.to(scale.dtype), gradients
+
+
+def _clip_of_queries(
+    peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Gradients]:
+    """The local loss, whose features have no gradient as candidates: one round, nothing comes home.
+
+    Two softmax means, so 2 products for each direction.
+    """
+    queries = [Means(x, scale, any(needs)) for x in (image, text)]
+
+    def visit(owner: int, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        queries[0].see(text)
+        queries[1].see(image)
+        return ()
+
+    circulate(peers, rows, (image, text), visit)
+    weight = 0.5 * peers.size / max(sum(rows), 1)
+    found = [
+        x.results(target.double(), weight) for x, target in zip(queries, (text, image), strict=True)
+    ]
+    loss, (d_image, d_text), d_scale = combined(found, scale)
+    gradients = [d_image, d_text, d_scale]
+    return loss, [x if need else None for x, need in zip(gradients, needs, strict=True)]
 
 
 def _clip_sums(
@@ -118,32 +137,19 @@ def _clip_sums(
 
 def _clip_gradients(
     peers: Peers, rows: list[int], image: Tensor, text: Tensor, scale: Tensor,
-    sums: tuple[Tensor, Tensor], weight: float, needs: Sequence[bool], queries_only: bool,
+    sums: tuple[Tensor, Tensor], weight: float, needs: Sequence[bool],
 ) -> Gradients:
-    """By image and text of the loss of all pairs; by the scale, one's own images' part of it.
-
-    With `queries_only`, features have no gradient as candidates.
-    """
+    """By image and text of the loss of all pairs; by the scale, one's own images' part of it."""
     image_sums = sums[0].t().contiguous()
     images = image_sums.new_full((len(image),), weight)
     totals: list[Tensor] = []  # image, scale
 
     def visit(owner: int, text: Tensor, text_sums: Tensor) -> tuple[Tensor, ...]:
         texts = text_sums.new_full((len(text),), weight)
-        block = (
-            image, text, scale, 0 if owner == peers.rank else NOWHERE,
-            image_sums, text_sums.t().contiguous(),
+        offset = 0 if owner == peers.rank else NOWHERE
+        d_image, d_text, d_scale = block_gradients(
+            image, text, scale, offset, image_sums, text_sums.t().contiguous(), images, texts, needs
         )
-        if queries_only:
-            d_image, _, one = block_gradients(
-                *block, images, torch.zeros_like(texts), (needs[0], False, needs[2])
-            )
-            _, d_text, other = block_gradients(
-                *block, torch.zeros_like(images), texts, (False, needs[1], needs[2])
-            )
-            d_scale = one.double() + other.double()
-        else:
-            d_image, d_text, d_scale = block_gradients(*block, images, texts, needs)
         if totals:
             totals[0] += d_image
             totals[1] += d_scale.double()
@@ -152,10 +158,44 @@ def _clip_gradients(
         return (d_text,) if needs[1] else ()
 
     (d_text,) = circulate(
-        peers, rows, (text, sums[1]), visit, pieces=_pieces(rows)
+        peers, rows, (text, sums[1]), visit, pieces=pieces(rows)
     ) or (None,)
     found = [totals[0], d_text, totals[1]]
     return [x if need else None for x, need in zip(found, needs, strict=True)]
+
+
+T = TypeVar("T")
+
+
+def agreed(
+    peers: Peers, check: Callable[[], tuple[T, int, dict]], device: torch.device
+) -> tuple[T, list[int]]:
+    """What `check` makes of this process's arguments, and how many rows each process has.
+
+    Args:
+        check: returns that, the rows, and what must be equal in every process. What it raises is
+            an error in all of them.
+    """
+    problem, found = None, None
+    rows = 0
+    facts: dict[str, Any] = {}
+    try:
+        found, rows, facts = check()
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    table = peers.agree(rows, facts, problem, device)
+    return found, table  # type: ignore[return-value]  # with a problem, agree has raised
+
+
+def named(needs: Sequence[bool], *names: str) -> str:
+    """Of which inputs a gradient is needed."""
+    return " ".join(name for name, need in zip(names, needs, strict=False) if need)
+
+
+def device_of(*features: Tensor) -> torch.device:
+    """Where features are, whatever else a process was given."""
+    tensors = [x for x in features if isinstance(x, Tensor)]
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 class _Finished(torch.autograd.Function):

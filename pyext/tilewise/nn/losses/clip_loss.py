@@ -46,9 +46,10 @@ class ClipLoss(nn.Module):
     its mean over the processes is. Every exchange is in the forward pass; all processes must then
     multiply the loss by the same number.
 
-    Cost over W processes of b rows: 4 products of b * W*b * D (5 with `local_loss` alone), memory
-    O(b * D) whatever W. A process sends its texts 2 (W - 1) times and their float32 gradients W - 1
-    times, both ways round the ring, while the products are computed.
+    Cost over W processes of b rows: 4 products of b * W*b * D, memory O(b * D) whatever W. A
+    process sends its texts 2 (W - 1) times and their float32 gradients W - 1 times, both ways round
+    the ring, while the products are computed; with `local_loss` alone, where features have no
+    gradient as candidates, its images and its texts W - 1 times, in one round.
 
     open_clip's subclasses work on it: `get_logits` and `get_ground_truth` are as there.
     """

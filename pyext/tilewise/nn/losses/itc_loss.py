@@ -1,17 +1,29 @@
 """ItcLoss: BLIP's and ALBEF's image-text contrast, with its queues and its temperature."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilewise.distributed import Peers
 from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
+from tilewise.nn.losses import _ring, _ring_itc
 from tilewise.ops import _arguments
 from tilewise.ops.itc_loss import itc_loss
 
+if TYPE_CHECKING:  # not in every build of torch
+    from torch.distributed import ProcessGroup
+
 LOWEST, HIGHEST = 0.001, 0.5  # temperature
+FEATURES = (
+    "image_features", "text_features", "teacher_image_features", "teacher_text_features",
+)  # fmt: skip
 NO_ID = -100  # of a place in the queue that no id was given for
 
 
@@ -31,9 +43,13 @@ class ItcLoss(nn.Module):
             are not computed: MoCo's targets, at half the cost.
         temperature: that learning begins with: a parameter, which divides the products. Each call
             first clamps it to [0.001, 0.5].
+        group: processes whose pairs are candidates of each other, `torch.distributed.group.WORLD`
+            for all. None: a process has its own pairs and the queue, as in BLIP.
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument out of its range; with a group all processes raise it,
+            also where they differ in D, dtype or options.
+        RuntimeError: a process of the group that was lost, by name.
 
     State dict: `temperature` () float32, `image_queue` and `text_queue` (Q, D) float32, `id_queue`
     (Q,) int64, `queue_pointer` () int64: the oldest place, which is written to next. Queues begin
@@ -48,14 +64,20 @@ class ItcLoss(nn.Module):
     Nothing waits for a GPU, except that with torch.distributed the first call in training compares
     how many rows the processes have. On CPUs every call does; compiled ones never do.
 
-    With torch.distributed, each process contrasts its own batch with the queues, and enqueues the
-    features of all processes, which must have the same number of rows: queues that begin alike stay
-    alike. DistributedDataParallel makes them alike, as it does with every buffer.
+    With torch.distributed and no group, as published, each process contrasts its own batch with the
+    queues, and enqueues the features of all processes, which must have the same number of rows.
+    With a group, it has the features of all as candidates, whose numbers may differ and be 0; its
+    loss is the sum over its own pairs, over the mean number of pairs: the mean of all processes'
+    losses is the loss of one with all pairs, as is training under DistributedDataParallel. All must
+    then multiply the loss by the same number. Either way queues that begin alike stay alike, and
+    are those of one process; DistributedDataParallel makes them alike, as every buffer.
 
     Differences to BLIP: a batch need not divide the queue. Queues are (Q, D), not (D, Q).
 
     Cost: two calls of `tilewise.itc_loss`, so 8 matrix products of B * (B + Q) * D, and B rows
-    written to the queues: no matrix of B x (B + Q), no copy of a queue in its own dtype.
+    written to the queues: no matrix of B x (B + Q), no copy of a queue in its own dtype. With a
+    group of W the B candidates are W * B, and memory is as much whatever W: the teacher's features
+    go round a ring, which each process sends W - 1 times.
 
     Papers: Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum
     Distillation, NeurIPS 2021; Li et al., BLIP: Bootstrapping Language-Image Pre-training for
@@ -80,9 +102,16 @@ class ItcLoss(nn.Module):
     __call__: Callable[..., Tensor]  # nn.Module's returns Any
 
     def __init__(
-        self, dim: int, queue_size: int = 57600, alpha: float = 0.4, temperature: float = 0.07
+        self,
+        dim: int,
+        queue_size: int = 57600,
+        alpha: float = 0.4,
+        temperature: float = 0.07,
+        *,
+        group: ProcessGroup | None = None,
     ):
         super().__init__()
+        self.group = group
         self.dim = _arguments.integer("dim", dim, least=1)
         self.queue_size = _arguments.integer("queue_size", queue_size, least=0)
         _arguments.check_between("alpha", alpha, 0, 1)
@@ -130,20 +159,16 @@ class ItcLoss(nn.Module):
             ValueError, TypeError: an argument of the wrong shape, dtype or device, which is named;
                 in training, other numbers of rows in other processes.
         """
-        image, text, teacher_image, teacher_text = self._checked(
-            image_features=image_features,
-            text_features=text_features,
-            teacher_image_features=teacher_image_features,
-            teacher_text_features=teacher_text_features,
-        )
+        features = image_features, text_features, teacher_image_features, teacher_text_features
+        alpha = self.alpha if alpha is None else alpha
+        if self.group is not None and dist.get_world_size(self.group) != 1:
+            return self._over_processes(features, ids, alpha)
+        image, text, teacher_image, teacher_text = self._checked(*features)
         positives: int | tuple[Tensor, Tensor] = 0  # text i matches image i alone
         if ids is not None:
             _arguments.check_ids("ids", ids, len(image), image.device)
             positives = ids, torch.cat([ids, self.id_queue])
-        alpha = self.alpha if alpha is None else alpha
-        temperature = self._clamped()
-
-        scale = 1 / temperature
+        scale = 1 / self._clamped()
 
         def contrast(query: Tensor, keys: Tensor, queue: Tensor, teacher: Tensor) -> Tensor:
             return itc_loss(
@@ -162,8 +187,58 @@ class ItcLoss(nn.Module):
             self._enqueue(teacher_image_features, teacher_text_features, ids)
         return (of_images + of_texts) / 2
 
-    def _checked(self, **features: Tensor) -> tuple[Tensor, ...]:
+    @torch._disable_dynamo  # the exchanges are not traced; the public name imports dynamo at once
+    def _over_processes(
+        self, features: tuple[Tensor, ...], ids: Tensor | None, alpha: Tensor | float
+    ) -> Tensor:
+        """The loss of one's own pairs, over the mean number of pairs in a process."""
+        peers = Peers(self.group, "tilewise.nn.ItcLoss")
+
+        def check():
+            image, text, *_ = self._checked(*features)
+            if ids is not None:
+                _arguments.check_ids("ids", ids, len(image), image.device)
+            part = alpha if isinstance(alpha, Tensor) else None
+            if part is None:
+                _arguments.check_between("alpha", alpha, 0, 1)
+                part = None if alpha == 0 else alpha
+            if part is not None:
+                part = _arguments.scalar("alpha", part, image).detach()
+            inputs = [image, text, _arguments.scalar("temperature", 1 / self._clamped(), image)]
+            needs = _arguments.needs(*inputs)
+            facts = {
+                "loss": "ItcLoss",
+                "D": self.dim,
+                "queue_size": self.queue_size,
+                "dtype": " ".join(str(x.dtype) for x in features),
+                "training": self.training,
+                "ids": "None" if ids is None else "given",
+            }
+            return (inputs, needs, part), len(image), facts
+
+        device = _ring.device_of(*features)
+        (inputs, needs, part), rows = _ring.agreed(peers, check, device)
+        own = _ring_itc.Candidates(features[2].detach(), features[3].detach(), ids)
+        queue = _ring_itc.Candidates(self.image_queue, self.text_queue, self.id_queue)
+
+        def enqueue(owner: int, block: _ring_itc.Candidates) -> None:
+            if self.training and self.queue_size:
+                self._write(sum(rows[:owner]), sum(rows), *block)
+
+        def run(needs):
+            image, text, scale = inputs
+            found = _ring_itc.itc(
+                peers, rows, (image, text), own, queue, scale, part, needs, enqueue
+            )
+            if self.training and self.queue_size:
+                self.queue_pointer.copy_((self.queue_pointer + sum(rows)) % self.queue_size)
+            return found
+
+        return _ring.finished(run, needs, *inputs)
+
+    def _checked(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The features, of one shape and dtype; cast as autocast casts a matrix product's."""
+        features = dict(zip(FEATURES, inputs, strict=True))
         cast = _arguments.features(**features)
         shape = len(features["image_features"]), self.dim
         for name, x in features.items():
@@ -178,14 +253,23 @@ class ItcLoss(nn.Module):
             ids = self.id_queue.new_full((len(image),), NO_ID)
         self._check_rows(image)
         image, text, ids = (_sync.all_gather(x) for x in (image, text, ids))
-        end = self.queue_pointer + len(ids)
+        self._write(0, len(ids), image, text, ids)
+        self.queue_pointer.copy_((self.queue_pointer + len(ids)) % self.queue_size)
+
+    def _write(
+        self, first: int, total: int, image: Tensor, text: Tensor, ids: Tensor | None
+    ) -> None:
+        """Writes rows `first` and on of `total` that are enqueued; the pointer stays."""
         # What does not fit would be overwritten in the same call; the last rows stay.
-        last = min(len(ids), self.queue_size)
-        place = (end - last + torch.arange(last, device=end.device)) % self.queue_size
+        skipped = min(max(total - self.queue_size - first, 0), len(image))
+        count = len(image) - skipped
+        place = torch.arange(count, device=self.queue_pointer.device) + (first + skipped)
+        place = (self.queue_pointer + place) % self.queue_size
+        if ids is None:
+            ids = self.id_queue.new_full((len(image),), NO_ID)
         queues = (self.image_queue, image), (self.text_queue, text), (self.id_queue, ids)
         for queue, rows in queues:
-            queue.index_copy_(0, place, rows[len(rows) - last :].to(queue.dtype))
-        self.queue_pointer.copy_(end % self.queue_size)
+            queue.index_copy_(0, place, rows[skipped:].to(queue.dtype))
 
     def _clamped(self) -> Tensor:
         """The temperature, clamped in place where that may be: transforms of torch.func refuse."""
