@@ -315,7 +315,8 @@ std::tuple<Tensor, Tensor> itc_block_means(const Tensor& query, const Tensor& ke
     values[n + i] = found.of_row[i].sum;
   }
   if (!need_mean) return {sums, at::empty({0}, features.options())};
-  if (query.numel() == 0 || keys.size(0) == 0) return {sums, at::zeros(query.sizes(), features.options())};
+  if (query.numel() == 0 || keys.size(0) == 0)
+    return {sums, at::zeros(query.sizes(), features.options())};
   return {sums, found.mean};
 }
 
