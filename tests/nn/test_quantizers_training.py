@@ -1,12 +1,16 @@
 """All quantisers as training uses them: dtypes, in-place decoders, torch.func, arguments."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tilewise as tw
 from tests.common.contrastive_cases import DEVICE
-from tests.common.quantizer_cases import CLOSE, grouped, quantizer, residual, rows
+from tests.common.quantizer_cases import (
+    CLOSE, assert_same_state, assert_same_step, grouped, quantizer, residual, rows,
+)
 from tilewise import _backend
 from tilewise.nn.quantizers._sampling import sample_rows
 
@@ -146,6 +150,49 @@ def test_torch_func_without_the_reference_says_what_works():
     module = quantizer().eval()
     with pytest.raises(RuntimeError, match="torch.func.*reference"):
         torch.func.grad(lambda x: module(x)[0].sum())(rows(3, 16))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, dict(use_cosine_sim=True), dict(heads=2, codebook_dim=8, separate_codebook_per_head=True),
+], ids=str)
+def test_micro_batches_are_one_step_of_the_averages(settings):
+    whole, parts = quantizer(**settings), quantizer(**settings)
+    for seed in range(2):
+        x = rows(90, 16, seed=seed)
+        whole(x)
+        for i, part in enumerate(x.split(30)):
+            before = parts.codebook.clone()
+            parts(part, accum_ema_update=i < 2)
+            assert torch.equal(parts.codebook, before) == (i < 2)
+        assert_same_state(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_are_lucidrains():
+    peer = pytest.importorskip("vector_quantize_pytorch")
+    ours, theirs = quantizer(), peer.VectorQuantize(16, 32)
+    theirs.load_state_dict(ours.state_dict())
+    for i in range(5):
+        assert_same_step(ours, theirs, rows(30, 16, seed=i), accum_ema_update=i % 3 < 2)
+        assert_same_state(ours, theirs)
+
+
+def test_no_code_is_revived_between_micro_batches():
+    module = quantizer(threshold_ema_dead_code=100)
+    before = copy.deepcopy(module.state_dict())
+    module(rows(30, 16), accum_ema_update=True)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    module(rows(30, 16, seed=1))
+    assert not torch.equal(module.codebook, before["_codebook.embed"][0])
+
+
+def test_what_waits_ends_with_other_codes():
+    waiting, fresh = quantizer(), quantizer()
+    x = rows(30, 16)
+    waiting(x + 3, accum_ema_update=True)
+    waiting.load_state_dict(fresh.state_dict())
+    for module in (waiting, fresh):
+        module(x)
+    assert torch.equal(waiting.codebook, fresh.codebook)
 
 
 # Arguments

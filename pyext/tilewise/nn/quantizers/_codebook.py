@@ -25,12 +25,16 @@ class Codebook(nn.Module):
         cluster_size: (H, K) float32, moving average of the rows that a code gets in a batch.
         embed_avg: (H, K, D) float32, moving average of the sum of these rows.
         initted: () float32, 0 while k-means is still to come. No bool: weight averaging subtracts.
+
+    Not in it: `pending` (H, K, 1 + D), counts and sums of the micro batches of a step that has not
+    ended, or None.
     """
 
     embed: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
     initted: Tensor
+    pending: Tensor | None
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Codebook(nn.Module):
         self.register_buffer("cluster_size", embed.new_ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.detach().clone())
         self.register_buffer("initted", torch.tensor(float(not kmeans_init), dtype=torch.float32))
+        self.register_buffer("pending", None, persistent=False)
         self._known_initted = None if kmeans_init else self.initted
         self._register()
 
@@ -108,6 +113,7 @@ class Codebook(nn.Module):
         self.cluster_size.fill_(size)
         self.embed_avg.copy_(self.embed * size)
         self.initted.fill_(1.0)
+        self.pending = None
 
     def flat_index(self, index: Tensor) -> Tensor:
         """Indices (..., H) in each head's codebook as flat ones; negative ones stay -1."""
@@ -175,13 +181,19 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, rows: Tensor, index: Tensor, refresh: bool = True, enabled: Tensor | None = None
+        self,
+        rows: Tensor,
+        index: Tensor,
+        refresh: bool = True,
+        enabled: Tensor | None = None,
+        accumulate: bool = False,
     ) -> Tensor:
         """One step of learning from rows (M, D) with flat indices (M), -1 to leave a row out.
 
         Args:
             refresh: whether codes follow their averages at once, or when `refresh` is called.
             enabled: () bool; False changes nothing.
+            accumulate: only adds the rows to those of the next step.
 
         Returns:
             How many rows of this process each code got, (H, K).
@@ -189,6 +201,10 @@ class Codebook(nn.Module):
         rows = rows.detach()
         local_counts, sums = self._sums(rows, index)
         counts, sums = self._reduced_sums(local_counts, sums)
+        if accumulate or self.pending is not None:
+            counts, sums = self._accumulated(counts, sums, accumulate)
+        if accumulate:
+            return local_counts
         weight = 1 - self.decay if enabled is None else (1 - self.decay) * enabled
         self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), weight)
         self.embed_avg.lerp_(sums.to(self.embed_avg.dtype), weight)
@@ -238,6 +254,14 @@ class Codebook(nn.Module):
         _sync.all_reduce(flat, self.sync)
         return flat[..., 0], flat[..., 1:]
 
+    def _accumulated(self, counts: Tensor, sums: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        """Counts and sums with those that are pending, which they become or end."""
+        parts = torch.cat([counts.to(sums.dtype).unsqueeze(-1), sums], dim=-1)
+        if self.pending is not None:
+            parts = parts + self.pending
+        self.pending = parts if keep else None
+        return parts[..., 0], parts[..., 1:]
+
     def _normal(self, codes: Tensor) -> Tensor:
         return unit(codes) if self.use_cosine_sim else codes
 
@@ -254,6 +278,7 @@ class Codebook(nn.Module):
             if value is not None and value.dim() == getattr(self, name).dim() - 1:
                 state_dict[prefix + name] = value.unsqueeze(0)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.pending = None
         if self.initted.is_meta:
             return
         if not bool(self.initted != 0):

@@ -49,7 +49,6 @@ OPTIONS = dict(
     vq_bridge=None,
 )
 CALL_OPTIONS = dict(
-    accum_ema_update=False,
     codebook_transform_fn=None,
     ema_update=None,
     ema_update_weight=None,
@@ -239,6 +238,7 @@ class VectorQuantizer(Quantizer):
         *,
         lens: Tensor | None = None,
         freeze_codebook: bool | None = None,
+        accum_ema_update: bool = False,
         return_usage: bool = False,
         **options: Any,
     ) -> "Quantized":
@@ -249,6 +249,10 @@ class VectorQuantizer(Quantizer):
             mask: (B, ...) bool; rows where it is False have no part in loss and statistics.
             lens: (B) int64, lengths of sequences (B, N, dim), in place of a mask.
             freeze_codebook: overrides the constructor's.
+            accum_ema_update: the averages wait: these rows count with those of the next call that
+                leaves it out. For gradient accumulation: True for all micro batches but the last,
+                so that a step of the optimiser is one step of the averages, as of one batch. A
+                checkpoint between them does not hold what waits.
             return_usage: appends a `CodeUsage`.
             **options: what else lucidrains' call takes, at the values that switch it off.
 
@@ -266,7 +270,8 @@ class VectorQuantizer(Quantizer):
         keep = None
         if mask is not None:
             keep = mask.reshape(-1, 1).expand(-1, self.heads).reshape(-1)  # (M)
-        chosen = self.choose(rows, keep, self.freezes(freeze_codebook))
+        freeze = self.freezes(freeze_codebook)
+        chosen = self.choose(rows, keep, freeze, accumulate=accum_ema_update)
 
         quantized = project(self.project_out, chosen.quantized.view(inner.shape))
         quantized = self._give(quantized, x, mask, not self.return_zeros_for_masked_padding)
@@ -306,6 +311,7 @@ class VectorQuantizer(Quantizer):
         freeze: bool,
         refresh: bool = True,
         enabled: Tensor | None = None,
+        accumulate: bool = False,
     ) -> Chosen:
         """Codes for rows (M, D), where keep (M) is not False; then a step of learning.
 
@@ -313,7 +319,7 @@ class VectorQuantizer(Quantizer):
 
         Args:
             freeze: whether codes neither learn nor get a gradient.
-            refresh, enabled: as in `Codebook.update`.
+            refresh, enabled, accumulate: as in `Codebook.update`.
         """
         book = self._codebook
         learn = self.training and not freeze
@@ -348,7 +354,7 @@ class VectorQuantizer(Quantizer):
         if learn and book.learns:
             # A NaN or an infinity in an average would stay for ever.
             finite = torch.where(distance.isfinite(), index, -1)
-            counts = book.update(rows, finite, refresh, enabled)
+            counts = book.update(rows, finite, refresh, enabled, accumulate)
         return Chosen(quantized, index, loss, counts)
 
     def codes_at(self, indices: Tensor) -> Tensor:
