@@ -35,6 +35,7 @@ OF_FEATURES = [
     (dict(image_features=X[0]), ValueError, r"image_features: .*\(rows, D\).*\(4,\)"),
     (dict(text_features=Y[None]), ValueError, r"text_features: .*\(1, 5, 4\)"),
     (dict(text_features=Y[:, :3]), ValueError, r"text_features: .*4, got 3"),
+    (dict(text_features=Y.repeat(1, 2)), ValueError, r"text_features: expected.*4, got 8"),
     (dict(text_features=Y.double()), TypeError, r"text_features: .*float32.*float64"),
     (dict(image_features=X.int()), TypeError, r"image_features: .*int32"),
     (dict(image_features=[[0.0]]), TypeError, r"image_features: .*list"),

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.common import random_cases as cases
 from tests.common.contrastive_cases import DEVICE
@@ -63,6 +64,30 @@ def test_opcheck(backend, number):
     op, arguments = operands()[number]
     some = {"test_utils": WITHOUT_SUM} if op in OF_INTEGERS else {}
     torch.library.opcheck(getattr(OPERATORS[backend], op).default, arguments, **some)
+
+
+LOSSES = [
+    number for number, (op, _) in enumerate(operands())
+    if op in ("sigmoid_loss", "clip_loss", "info_nce", "itc_loss")
+]
+
+
+@pytest.mark.parametrize("number", LOSSES)
+def test_traced_losses_are_what_losses_are(number):
+    """Of half precision features too, whose loss and gradients are float32."""
+    op, arguments = operands()[number]
+    operator = getattr(torch.ops.tilewise, op).default
+    features = ("image_features", "text_features", "query", "keys", "queue", "teacher_query")
+    halves = [
+        x.bfloat16() if a.name in features and x is not None else x
+        for a, x in zip(operator._schema.arguments, arguments, strict=True)
+    ]
+    with FakeTensorMode() as mode:
+        traced = operator(
+            *(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in halves)
+        )
+    for fake, real in zip(traced, operator(*halves), strict=True):
+        assert fake.dtype == real.dtype and fake.shape == real.shape
 
 
 def storages(tensors) -> list[int]:
