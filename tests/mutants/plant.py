@@ -33,6 +33,7 @@ class Copy:
                 shutil.copy2(ROOT / name, folder / name)
         # Where Python finds the package before it looks at what is installed.
         (folder / "pyext/tilewise/kernels").symlink_to(folder / "kernels")
+        shutil.copy2(ROOT / "pyext/tilewise/_build.json", folder / "pyext/tilewise")
         (folder / "objects").mkdir()
         self.built = folder / "objects/_C.so"
         library = next(ROOT.glob("pyext/tilewise/_C*.so"))

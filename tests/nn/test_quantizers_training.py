@@ -9,7 +9,13 @@ import torch.nn.functional as F
 import tilewise as tw
 from tests.common.contrastive_cases import DEVICE
 from tests.common.quantizer_cases import (
-    CLOSE, assert_same_state, assert_same_step, grouped, quantizer, residual, rows,
+    CLOSE,
+    assert_same_state,
+    assert_same_step,
+    grouped,
+    quantizer,
+    residual,
+    rows,
 )
 from tilewise import _backend
 from tilewise.nn.quantizers._sampling import sample_rows
