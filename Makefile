@@ -48,6 +48,7 @@ GPU_BUILD := $(if $(filter command,$(origin PYTHON)),,build)
 
 test-gpu: $(GPU_BUILD)  ## the same tests on a CUDA device, and those that need one
 	$(GPU_PY) -m tools.gpu_environment
+	$(GPU_PY) -m tools.precompile
 	TILEWISE_TEST_DEVICE=cuda $(GPU_PY) -m pytest tests
 
 first-gpu: $(GPU_BUILD)  ## all that a GPU has to show, in 8 minutes, into out/first_gpu
@@ -58,6 +59,9 @@ sanitize: build  ## tests of the C++ backend with the address and undefined beha
 
 test-arm: build  ## tests of the C++ backend on an emulated aarch64 (sets up build/arm: 1 GB)
 	$(PY) -m tools.test_arm
+
+test-torch: build  ## tests with another torch: make test-torch VERSION=2.9.1 (sets up build/torch-…)
+	$(PY) -m tools.test_torch $(VERSION) $(TESTS)
 
 compilers: build  ## build with every g++ and clang++ that is installed, and test each
 	$(PY) -m tools.compilers

@@ -45,6 +45,7 @@ if [ $DRY = 1 ]; then
 else
   stage environment 60 "$PYTHON" -m tools.gpu_environment
   stage build 180 "$PYTHON" setup.py --quiet build_ext --inplace
+  stage compile 120 "$PYTHON" -m tools.precompile
   export TILEWISE_TEST_DEVICE=cuda
   stage tests 150 "$PYTHON" -m pytest -q tests/backends/test_devices_gpu.py
   stage ops 150 "$PYTHON" -m pytest -q -x tests/ops tests/backends -m "not slow"

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.common.device_cases import STEPS
+from tests.common.device_cases import STEPS, in_small_chunks
 
 N = int(os.environ.get("TILEWISE_TEST_ROWS", "3000"))  # of no whole number of tiles
 every_op = pytest.mark.parametrize("name", STEPS)
@@ -109,3 +109,20 @@ def test_large_and_ragged_like_small_ones(name):
     results = step()
     assert all(x.isfinite().all() for x in results if x.is_floating_point())
     assert equal(step(), results)
+
+
+@every_op
+def test_several_chunks_like_one(name, monkeypatch):
+    step = STEPS[name](N, "cuda")
+    expected = step()
+    in_small_chunks(monkeypatch, N)
+    for ours, one in zip(step(), expected, strict=True):
+        torch.testing.assert_close(ours.double(), one.double(), rtol=1e-4, atol=1e-5)
+
+
+@every_op
+def test_first_rows_like_the_cpu(name):
+    """The same numbers as another backend's, on another machine's arithmetic."""
+    ours, cpu = (STEPS[name](300, device)() for device in ("cuda", "cpu"))
+    for mine, theirs in zip(ours, cpu, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), theirs.double(), rtol=2e-2, atol=1e-3)

@@ -1,5 +1,6 @@
 """A step of each op and module, forward and backward, as tests of devices run it."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewise as tw
+from tilewise import _backend
 
 Step = Callable[[], tuple[Tensor, ...]]
 DIM = 64
@@ -84,6 +86,96 @@ def gaussian_step(n: int, device: str) -> Step:
     return with_gradients(lambda: tw.gaussian_sample(mean, logvar, seed=seed)[0], mean)
 
 
+# Modules
+
+
+def module_step(
+    module: torch.nn.Module, device: str, call: Callable[..., object], *inputs: Tensor
+) -> Step:
+    """A training step from the same state each time: results, gradients, and the state after it."""
+    module.to(device).train()
+    first = {name: x.clone() for name, x in module.state_dict().items()}
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            for name, x in module.state_dict().items():
+                x.copy_(first[name])
+        made = call(module)
+        results = tuple(made) if isinstance(made, tuple) else (made,)
+        ends = [x for x in results if x.requires_grad]
+        wanted = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
+        gradients = torch.autograd.grad(ends, wanted, [torch.ones_like(x) for x in ends])
+        state = [x.clone() for x in module.state_dict().values()]
+        return *(x.detach() for x in results), *gradients, *state
+
+    return step
+
+
+def made_on_the_cpu(make: Callable[..., torch.nn.Module], *args, **options) -> torch.nn.Module:
+    """With the same weights on every device."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        return make(*args, **options)
+
+
+def loss_module(n: int, device: str, make: Callable, *scalars: float) -> Step:
+    image, text = (rows(n, device, torch.bfloat16, seed).requires_grad_() for seed in (1, 2))
+    numbers = [torch.tensor(x, device=device) for x in scalars]
+    return module_step(make(), device, lambda m: m(image, text, *numbers), image, text)
+
+
+def itc_module(n: int, device: str) -> Step:
+    loss = made_on_the_cpu(tw.nn.ItcLoss, DIM, queue_size=2 * n + 5)
+    image, text, *teacher = (rows(n, device, torch.bfloat16, seed) for seed in range(4))
+    image.requires_grad_(), text.requires_grad_()
+    ids = torch.arange(n, device=device) // 2
+    return module_step(loss, device, lambda m: m(image, text, *teacher, ids), image, text)
+
+
+def quantizer_step(n: int, device: str, make: Callable, *args, **options) -> Step:
+    quantizer = made_on_the_cpu(make, *args, **options)
+    x = rows(n, device).unsqueeze(0).requires_grad_()
+    return module_step(quantizer, device, lambda m: m(x), x)
+
+
+def gumbel_quantizer_step(n: int, device: str) -> Step:
+    quantizer = made_on_the_cpu(tw.nn.GumbelQuantizer, DIM, 96)
+    x, seed = rows(n, device).unsqueeze(0).requires_grad_(), torch.tensor(3, device=device)
+    return module_step(quantizer, device, lambda m: m(x, seed=seed), x)
+
+
+def gumbel_module(n: int, device: str) -> Step:
+    logits, seed = rows(n, device).requires_grad_(), torch.tensor(3, device=device)
+    sample = tw.nn.GumbelSoftmax(0.7, learnable_tau=True)
+    return module_step(sample, device, lambda m: m(logits, seed), logits)
+
+
+def posterior_step(n: int, device: str) -> Step:
+    parameters = rows(n, device).view(n, 4, 4, 4).requires_grad_()
+    seed = torch.tensor(3, device=device)
+
+    def call():
+        posterior = tw.nn.DiagonalGaussian(parameters)
+        return posterior.sample(seed=seed).sum((1, 2, 3)) + posterior.kl()
+
+    return with_gradients(call, parameters)
+
+
+def in_small_chunks(monkeypatch, n: int) -> None:
+    """Makes steps of n rows go through several chunks, on every device."""
+    for op in _backend.ops():
+        kernels = importlib.import_module(f"tilewise.kernels.{op}")
+        for name in CHUNKS:
+            if hasattr(kernels, name):
+                monkeypatch.setattr(kernels, name, CHUNKS[name](n))
+
+
+# Globals that bound a chunk: about half of n rows, and for losses half as many columns.
+CHUNKS: dict[str, Callable[[int], int]] = {
+    "CHUNK_ROWS": lambda n: max(n // 2, 64), "CHUNK_COLS": lambda n: max(n // 2, 64),
+    "CHUNK_BYTES": lambda n: n * n // 2, "WORKSPACE_BYTES": lambda n: 128 * n,
+}
+
 # By name: a step of n rows on a device.
 STEPS: dict[str, Callable[[int, str], Step]] = {
     "sigmoid_loss": lambda n, d: loss_step(tw.sigmoid_loss, n, d, torch.bfloat16),
@@ -102,4 +194,23 @@ STEPS: dict[str, Callable[[int, str], Step]] = {
     "gumbel_softmax hard": lambda n, d: sample_step(n, d, True),
     "gumbel_argmax": draw_step,
     "gaussian_sample": gaussian_step,
+    "nn.SigLipLoss": lambda n, d: loss_module(n, d, tw.nn.SigLipLoss, 10.0, -10.0),
+    "nn.ClipLoss": lambda n, d: loss_module(n, d, tw.nn.ClipLoss, 10.0),
+    "nn.InfoNCELoss": lambda n, d: loss_module(n, d, tw.nn.InfoNCELoss),
+    "nn.ItcLoss": itc_module,
+    "nn.VectorQuantizer": lambda n, d: quantizer_step(n, d, tw.nn.VectorQuantizer, DIM, 300),
+    "nn.VectorQuantizer cosine, heads": lambda n, d: quantizer_step(
+        n, d, tw.nn.VectorQuantizer, DIM, 300, 16, 4, separate_codebook_per_head=True,
+        use_cosine_sim=True,
+    ),
+    "nn.ResidualVectorQuantizer": lambda n, d: quantizer_step(
+        n, d, tw.nn.ResidualVectorQuantizer, dim=DIM, codebook_size=100, num_quantizers=3
+    ),
+    "nn.GroupedResidualVectorQuantizer": lambda n, d: quantizer_step(
+        n, d, tw.nn.GroupedResidualVectorQuantizer, dim=DIM, groups=2, codebook_size=100,
+        num_quantizers=2,
+    ),
+    "nn.GumbelQuantizer": gumbel_quantizer_step,
+    "nn.GumbelSoftmax": gumbel_module,
+    "nn.DiagonalGaussian": posterior_step,
 }

@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
+import tilewise as tw
 from benchmarks.harness.measure import ROOT
 from tests.common.device_cases import STEPS
 from tests.conftest import NOT_ON_A_DEVICE
+from tilewise import _backend
 
 TESTS = ROOT / "tests"
 
@@ -48,6 +50,16 @@ def test_steps_of_device_tests_run(name):
     assert results and all(isinstance(x, torch.Tensor) for x in results)
     again = STEPS[name](40, "cpu")()
     assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+
+
+def test_every_op_and_module_has_a_step():
+    modules = {
+        f"nn.{name}" for name in tw.nn.__all__
+        if isinstance(found := getattr(tw.nn, name), type)
+        and (issubclass(found, torch.nn.Module) or name == "DiagonalGaussian")
+    }
+    assert len(modules) > 9 and modules <= {name.split()[0] for name in STEPS}
+    assert {*_backend.ops()} <= {name.split()[0] for name in STEPS}
 
 
 @pytest.mark.slow
