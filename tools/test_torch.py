@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tools.extension import ROOT
 
-TOOLS = ("hypothesis", "ninja", "numpy", "pytest", "pytest-timeout", "pytest-xdist", "rich",
+TOOLS = ("hypothesis", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "rich",
          "scikit-learn", "setuptools", "wheel")  # fmt: skip
+NUMPY = "numpy<2.4"  # the interpreter of Triton before 3.7 relies on what 2.4 refuses
 TESTS = ["tests/ops", "tests/backends", "tests/nn", "tests/smooth", "tests/estimators"]
 BUILD = """\
 import sys, sysconfig
@@ -40,7 +41,7 @@ def set_up(folder: Path, version: str) -> Path:
         print(f"setting up {folder.relative_to(ROOT)}: torch {version}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder / "venv"], check=True)
         command = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*command, f"torch=={version}", *pinned()], check=True)
+        subprocess.run([*command, f"torch=={version}", NUMPY, *pinned()], check=True)
         done.touch()
     return python
 

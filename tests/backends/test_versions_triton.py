@@ -10,6 +10,9 @@ from tilewise import _backend
 from tilewise.kernels import _common, _contrast, nearest_code
 
 FEATURES = torch.zeros(16, 32)
+descriptors_round = pytest.mark.skipif(
+    not _common.DESCRIPTORS_ROUND, reason="Triton's descriptors round from 3.7 on"
+)
 
 
 class OldDescriptor:
@@ -33,8 +36,8 @@ def test_descriptors_of_older_triton(monkeypatch):
             assert source == (tile.rows, tile.depth) if tile.tma else kind == "tf32"
 
 
+@descriptors_round
 def test_descriptors_round_float32_for_matrix_units_alone():
-    assert _common.DESCRIPTORS_ROUND
     tile = _contrast.TILES["sm_90", "tf32"]
     assert _common.source(FEATURES, 16, tile, "tf32").round_f32_to_tf32
     assert not _common.source(FEATURES.half(), 16, tile, "half").round_f32_to_tf32
@@ -93,6 +96,7 @@ def test_relatives_of_an_architecture_have_its_tiles():
         assert one is other is _contrast.TILES[relative, "half"]
 
 
+@descriptors_round
 @pytest.mark.parametrize("name", ["sigmoid_loss", "clip_loss"])
 def test_tf32_rounds_with_and_without_descriptors(monkeypatch, name):
     contrast = CONTRASTS[name]
