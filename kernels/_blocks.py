@@ -74,16 +74,20 @@ def itc_block_means(
 ) -> tuple[Tensor, Tensor]:
     """Largest logits and sums of exponentials (2, B) float64; the keys' means (B, D) float32."""
     with _common.launching(query=query):
-        # As for a teacher's mean, on which a loss depends: in half precision weights are split.
-        block = ItcLoss(query, keys, logit_scale.reshape(()), None, query)
-        sums = block.scale.new_zeros(2, len(query))
+        # A loss depends on the mean: in half precision weights are split, as for a teacher's.
+        block = ItcLoss(query, keys, logit_scale.reshape(()), None, None, precise=True)
+        sums = logit_scale.new_zeros(2, len(query), dtype=torch.float64)
         sums[0] = -torch.inf
         mean = query.new_zeros(query.shape if need_mean else 0, dtype=torch.float32)
         for start in range(0, len(query) if block.segments else 0, block.size[0]):
             at = slice(start, start + block.size[0])
-            rows = block.query[at]
+            rows = block.rows(at)
             state = block.sums(rows)
-            sums[0, at], sums[1, at] = state[0] * block.scale, state[1]
+            sums[0, at], sums[1, at] = state[0] * block.scale.double().abs(), state[1]
             if need_mean:
-                mean[at] = block.means(rows, state, block.splits)[0][:, : query.shape[1]]
+                total, parts, rest = block.means(rows, state, block.splits * len(rows))
+                weights = parts[0].sum(0, dtype=torch.float64)[:, None]
+                if block.splits:
+                    total = total[: len(rows)] + total[rest:]
+                mean[at] = (total / weights)[:, : query.shape[1]]
         return sums, mean

@@ -46,7 +46,6 @@ DEFAULT_TILES = {
     "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
     "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
 }
-MERGED = 128  # rows of a program that merges parts
 # Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
 SIZES = ["rows", "cols", "offset"]
 
@@ -191,6 +190,13 @@ def sign_and_rate(scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def of_scale(scale):
+    """The same, of a number."""
+    rate = tl.abs(scale) * 1.4426950408889634
+    return tl.where(scale < 0, -1.0, 1.0), tl.where(rate < SMALLEST_RATE, SMALLEST_RATE, rate)
+
+
+@triton.jit
 def with_parts(largest, total, parts_ptr, i, inside, padded, parts, rate, PARTS: tl.constexpr):
     """Merges `parts` parts, from the first to the last, with the largest x and sums of rows i.
 
@@ -207,36 +213,6 @@ def with_parts(largest, total, parts_ptr, i, inside, padded, parts, rate, PARTS:
         total += tl.sum(sums * tl.exp2((x - higher[None, :]) * rate), 0)
         largest = higher
     return largest, total
-
-
-@triton.jit(do_not_specialize=["size", "padded", "parts", "begun"])
-def merge_parts(
-    largest_ptr, total_ptr,  # (size,) float32, so far, if `begun`
-    parts_ptr,  # see `with_parts`
-    rate_ptr,
-    size, padded, parts, begun,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):
-    """Merges parts of rows with what is there, from the first to the last."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    before = inside & (begun != 0)
-    largest = tl.load(largest_ptr + i, mask=before, other=LOWEST)
-    total = tl.load(total_ptr + i, mask=before, other=0.0)
-    largest, total = with_parts(
-        largest, total, parts_ptr, i, inside, padded, parts, tl.load(rate_ptr), PARTS
-    )
-    tl.store(largest_ptr + i, largest, mask=inside)
-    tl.store(total_ptr + i, total, mask=inside)
-
-
-def merge_exponentials(state: Tensor, parts: Tensor, rate: Tensor, begun: bool) -> None:
-    """Merges (2, n, size) largest x and sums of exponentials of n parts into those of (2, size)."""
-    size = state.shape[1]
-    merge_parts[(triton.cdiv(size, MERGED),)](
-        state[0], state[1], parts, rate, size, parts.stride(1), parts.shape[1], int(begun),
-        BLOCK=MERGED, PARTS=16,
-    )
 
 
 def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:

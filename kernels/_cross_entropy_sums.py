@@ -6,7 +6,7 @@ Each is one small launch, and every sum has an order that depends on sizes alone
 import triton
 import triton.language as tl
 
-from tilewise.kernels._contrast import LOWEST, SMALLEST_RATE, with_parts
+from tilewise.kernels._contrast import LOWEST, of_scale, with_parts
 from tilewise.kernels._cross_entropy_tiles import FACTOR, LARGEST, SMOOTH, TARGET
 from tilewise.kernels._finish import scale_one, total
 
@@ -47,10 +47,9 @@ def begin_sides(
     program = tl.program_id(0)
     blocks = tl.cdiv(rows, BLOCK)
     if program == 0:
-        scale = tl.load(scale_ptr)
-        rate = tl.abs(scale) * 1.4426950408889634
-        tl.store(scalars_ptr, tl.where(scale < 0, -1.0, 1.0))
-        tl.store(scalars_ptr + 1, tl.where(rate < SMALLEST_RATE, SMALLEST_RATE, rate))
+        sign, rate = of_scale(tl.load(scale_ptr))
+        tl.store(scalars_ptr, sign)
+        tl.store(scalars_ptr + 1, rate)
         tl.store(unit_ptr, pairs.to(tl.float64) * UNIT)
     elif program <= blocks:
         begin_side(program - 1, row_side_ptr, row_weight_ptr, rows, cols, offset, WEIGHT, target,

@@ -1,7 +1,5 @@
 """BLIP's contrast in Triton: softmax-weighted means of the candidates, in two passes over them."""
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -15,12 +13,21 @@ from tilewise.kernels._contrast import (
     Chunk,
     Launch,
     add_exponentials,
+    of_scale,
     part_of_rows,
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._itc_loss_finish import (
+    FINISHED,
+    MERGED,
+    PARTS,
+    finish_loss,
+    finish_queries,
+    merge_parts,
+)
 
-CHUNK_BYTES = 128 << 20  # workspace: the weights of one chunk of the candidates
+CHUNK_BYTES = 192 << 20  # workspace: the weights of one chunk of the candidates
 CHUNK_ROWS = 8192  # bounds what is kept of a query besides: sums in float64, its mean
 CHUNK_COLS = 8192  # at least, if there are so many; more for few queries
 # A weight is at most 1, in units of the row's largest; float16 keeps it times 2^14 and ends at
@@ -28,8 +35,9 @@ CHUNK_COLS = 8192  # at least, if there are so many; more for few queries
 FLOAT16_EXPONENT = 14
 
 TILES = _contrast.TILES | {
-    ("sm_86", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
-    ("sm_89", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
+    ("sm_80", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=4),
+    ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
+    ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_120", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),  # larger ones spill
 }
 
@@ -57,8 +65,11 @@ def store_weights(
     dots, sums, row, col, pairs, operands,
     AT: tl.constexpr, EVEN: tl.constexpr, EXPONENT: tl.constexpr,
 ):
-    """Stores weights and adds to the sums of those, as stored, and of weights * (x - largest)."""
-    sign, rate, largest, weights_ptr, rest_ptr = operands
+    """Stores weights and adds to the sums of those, as stored, and of weights * (x - largest).
+
+    A tile that has rows below `split` stores rests of all its rows.
+    """
+    sign, rate, largest, weights_ptr, rest_ptr, split = operands
     total, moment = sums
     j = AT + tl.arange(0, dots.shape[1])
     away = x_of_dots(dots, col + j, pairs[1], sign, EVEN) - largest[:, None]
@@ -66,21 +77,23 @@ def store_weights(
     stored = weights.to(weights_ptr.dtype.element_ty)
     tl.store(weights_ptr + j[None, :], stored)
     total += tl.sum(stored.to(tl.float32), 1)
+    moment += tl.sum(weights * tl.maximum(away, LOWEST), 1)  # x may be -inf
     if rest_ptr is not None:
-        rest = (weights - stored.to(tl.float32)).to(rest_ptr.dtype.element_ty)
-        tl.store(rest_ptr + j[None, :], rest)
-        total += tl.sum(rest.to(tl.float32), 1)
-    else:
-        moment += tl.sum(weights * tl.maximum(away, LOWEST), 1)  # x may be -inf
+        if row < split:
+            rest = (weights - stored.to(tl.float32)).to(rest_ptr.dtype.element_ty)
+            tl.store(rest_ptr + j[None, :], rest)
+            i = row + tl.arange(0, dots.shape[0])
+            total += tl.where(i < split, tl.sum(rest.to(tl.float32), 1), 0.0)
     return total, moment
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "all_parts"])
 def itc_sums_tile(
     query_ptr, candidates_ptr,  # (rows, depth), (cols, depth)
     rows, cols, depth, query_stride, candidates_stride,  # see `tile_of_dots`
-    scalars_ptr,  # the sign of x, the rate of its exponentials
+    scale_ptr,  # one float32: logit_scale
     parts_ptr,  # (2, tiles in a row, rows rounded up to whole tiles) float32: largest x, sums
+    all_parts,  # from one to the other: a segment's tiles are some of a row's
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
 ):
@@ -91,33 +104,28 @@ def itc_sums_tile(
     )
     sums = tl.full((TILE_M,), LOWEST, tl.float32), tl.zeros((TILE_M,), tl.float32)
     largest, total = tiles(
-        add_sums, dots, sums, row, col, (rows, cols),
-        (tl.load(scalars_ptr), tl.load(scalars_ptr + 1)), 0, EVEN, None, PIECES,
+        add_sums, dots, sums, row, col, (rows, cols), of_scale(tl.load(scale_ptr)),
+        0, EVEN, None, PIECES,
     )
     parts_ptr += part_of_rows(row, col, rows, TILE_M, TILE_N)
     tl.store(parts_ptr, largest)
-    padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
-    tl.store(parts_ptr + tl.cdiv(cols, TILE_N) * padded_rows, total)
+    tl.store(parts_ptr + all_parts, total)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "split", "all_parts"])
 def itc_weights_tile(
     query_ptr, candidates_ptr,
-    rows, cols, depth, query_stride, candidates_stride, scalars_ptr,  # all as in pass 1
+    rows, cols, depth, query_stride, candidates_stride, scale_ptr,  # all as in pass 1
     largest_ptr,  # (rows,) float32: x
     weights_ptr,  # (rows, cols) rounded up to whole tiles, unit stride in a row
-    rest_ptr,  # the same: what rounding took of the weights; or None
-    weights_stride,
-    sums_ptr,  # (1 with rest_ptr, else 2, tiles in a row, rows rounded up to whole tiles) float32
+    rest_ptr,  # the same for rows below `split`: what rounding took of the weights; or None
+    weights_stride, split,
+    sums_ptr, all_parts,  # as in pass 1: sums of the weights as stored, of weight * (x - largest)
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, PIECES: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
     EXPONENT: tl.constexpr,
 ):
-    """Pass 2: weights = 2^EXPONENT * exp(z - largest z) of one tile.
-
-    And the sums over its rows of the weights as stored and, without a rest, of
-    weights * (x - largest).
-    """
+    """Pass 2: weights = 2^EXPONENT * exp(z - largest z) of one tile, and sums over its rows."""
     row, col, dots = tile_of_dots(
         query_ptr, candidates_ptr, rows, cols, depth, query_stride, candidates_stride,
         TILE_M, TILE_N, TILE_K, PRECISION, EVEN, TMA,
@@ -131,127 +139,145 @@ def itc_weights_tile(
     weights_ptr += at
     if rest_ptr is not None:
         rest_ptr += at
+    sign, rate = of_scale(tl.load(scale_ptr))
     zero = tl.zeros((TILE_M,), tl.float32)
     total, moment = tiles(
         store_weights, dots, (zero, zero), row, col, (rows, cols),
-        (tl.load(scalars_ptr), tl.load(scalars_ptr + 1), largest, weights_ptr, rest_ptr),
-        0, EVEN, EXPONENT, PIECES,
+        (sign, rate, largest, weights_ptr, rest_ptr, split), 0, EVEN, EXPONENT, PIECES,
     )
     sums_ptr += part_of_rows(row, col, rows, TILE_M, TILE_N)
     tl.store(sums_ptr, total)
-    if rest_ptr is None:
-        padded_rows = tl.cdiv(rows, TILE_M).to(tl.int64) * TILE_M
-        tl.store(sums_ptr + tl.cdiv(cols, TILE_N) * padded_rows, moment)
+    tl.store(sums_ptr + all_parts, moment)
 
 
 class ItcLoss:
-    """One call's operands, and the launches on a chunk of them."""
+    """One call's operands, and the launches on a chunk of its queries.
 
-    def __init__(self, query, keys, scale, queue, teacher_query):
+    Rows of a chunk are the teacher's and then the student's, so that one launch serves both.
+    """
+
+    def __init__(self, query, keys, scale, queue, teacher_query, precise=False):
         self.launch = launch = Launch.of(query, TILES)
-        self.query = launch.operand(query)  # (B, D rounded up), as are the others
-        self.teacher = None if teacher_query is None else launch.operand(teacher_query)
+        self.query, self.teacher, self.scale = query, teacher_query, scale
+        # (K, D rounded up), as are the chunks' rows
         self.segments = [launch.operand(x) for x in (keys, queue) if x is not None and len(x)]
-        self.scale = scale.double().abs()
-        self.sign, self.rate = _contrast.sign_and_rate(scale)
-        self.scalars = torch.stack([self.sign, self.rate])
         self.exponent = FLOAT16_EXPONENT if query.dtype == torch.float16 else 0
         # The loss, which is float32, depends on the teacher's mean: there, a weight of half
         # precision is two numbers. Of the student's mean d_query alone is made, which is rounded.
-        self.splits = 2 if teacher_query is not None and query.dtype != torch.float32 else 1
+        self.splits = (precise or teacher_query is not None) and query.dtype != torch.float32
         self.size = self.chunk_size() if self.segments else (1, 0)
-        self.workspace: Tensor | None = None
 
     def chunk_size(self) -> tuple[int, int]:
         """Queries and candidates of a chunk: as many candidates as fit beside few queries."""
-        x, tile, budget = self.query, self.launch.tile, CHUNK_BYTES // self.splits
-        rows = _common.round_up(max(min(len(x), CHUNK_ROWS), 1), tile.rows)
+        x, tile = self.query, self.launch.tile
+        stacked = 1 if self.teacher is None else 2  # rows of a query
+        # Sums of rows in each tile, an eighth of the workspace; then the weights.
+        tiles = sum(triton.cdiv(len(x), tile.cols) for x in self.segments)
+        of_sums = CHUNK_BYTES // 8 // (8 * stacked * tiles) // tile.rows * tile.rows
+        most = min(len(x), CHUNK_ROWS, max(of_sums, tile.rows))
+        rows = _common.round_up(max(most, 1), tile.rows)
+        budget = CHUNK_BYTES // (stacked + self.splits)
         fitting = budget // (rows * x.element_size()) // tile.cols * tile.cols
         longest = max(self.segments, key=len)
         size = _contrast.chunk_size(x, longest, tile, max(fitting, CHUNK_COLS), budget)
         return min(size[0], rows), size[1]
 
-    def chunks(self, rows: Tensor) -> Iterator[Chunk]:
-        """All candidates, for at most as many queries as a chunk has."""
-        for segment in self.segments:
-            yield from _contrast.chunks(rows, segment, None, None, self.size)
+    def rows(self, at: slice) -> Tensor:
+        """The teacher's and the student's features of some queries, (rows, D rounded up)."""
+        both = self.query[at] if self.teacher is None else torch.cat(
+            [self.teacher[at], self.query[at]]
+        )
+        return self.launch.operand(both)
+
+    def parts(self, rows: Tensor, cols: int) -> tuple[Tensor, list[tuple[Chunk, Tensor]]]:
+        """(2, tiles in a row, rows), with room for whole tiles, for sums of each tile.
+
+        And chunks of all candidates, at most `cols` at once, with their tiles of it.
+        """
+        size = len(rows), cols
+        chunks = [x for y in self.segments for x in _contrast.chunks(rows, y, None, None, size)]
+        tiles = [self.launch.grid(chunk)[1] for chunk in chunks]
+        padded = _common.round_up(len(rows), self.launch.tile.rows)
+        parts = self.scale.new_empty(2, sum(tiles), padded)[..., : len(rows)]
+        return parts, list(zip(chunks, parts.split(tiles, 1), strict=True))
 
     def sums(self, rows: Tensor) -> Tensor:
         """Pass 1: (2, rows) largest x and sums of exponentials."""
-        state = self.scalars.new_empty(2, len(rows))
-        for i, chunk in enumerate(self.chunks(rows)):
-            parts = self.launch.row_parts(chunk, 2)
-            self.launch.run(itc_sums_tile, chunk, self.scalars, parts, **self.launch.limit)
-            _contrast.merge_exponentials(state, parts, self.rate, begun=i > 0)
+        parts, chunks = self.parts(rows, max(map(len, self.segments)))
+        for chunk, part in chunks:
+            self.launch.run(
+                itc_sums_tile, chunk, self.scale, part, part.stride(0), **self.launch.limit
+            )
+        state = self.scale.new_empty(2, len(rows))
+        merge_parts[(triton.cdiv(len(rows), MERGED),)](
+            parts, self.scale, state, len(rows), parts.shape[1], parts.stride(1),
+            BLOCK=MERGED, PARTS=PARTS,
+        )
         return state
 
-    def weigh(self, chunk: Chunk, largest: Tensor, weights: Tensor) -> Tensor:
-        """Pass 2 on a chunk, into `weights` (1 or 2, rows, cols); returns its sums, float64."""
-        rest = weights[1] if len(weights) == 2 else None
-        parts = self.launch.row_parts(chunk, 3 - len(weights))
-        self.launch.run(
-            itc_weights_tile, chunk, self.scalars, largest, weights[0], rest, weights.stride(1),
-            parts, EXPONENT=self.exponent, **self.launch.limit,
-        )
-        return parts.sum(1, dtype=torch.float64)
+    def means(self, rows: Tensor, state: Tensor, split: int) -> tuple[Tensor, Tensor, int]:
+        """Pass 2: candidates times weights, not yet divided by the weights' sums.
 
-    def means(self, rows: Tensor, state: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-        """(rows, D rounded up) float32: the candidates' mean, weighted by exp(z).
-
-        And without a split (1, rows) float64: the mean of x - largest, else (0, rows).
-
-        The candidates' is divided by the sum of what the weights were rounded to, so that rounding
-        shifts weight between candidates and adds none: the mean of equal candidates is what they
-        are, and where one has nearly all of the weight, the others' keep their digits.
+        (rows, D rounded up) float32, with rows more for the rests of the first `split` rows;
+        the sums, as `parts`; and the row where the rests begin.
         """
-        if self.workspace is None:
-            self.workspace = self.launch.workspace(rows, self.size, self.splits)
-        mean = rows.new_empty(rows.shape, dtype=torch.float32)
-        sums = self.scale.new_zeros(3 - splits, len(rows))
-        begun = False
-        for chunk in self.chunks(rows):
-            weights = self.workspace[:splits, : len(rows), : len(chunk.text)]
-            sums += self.weigh(chunk, state[0], weights)
-            for part in weights:
-                _common.add_product(mean, part, chunk.text, accumulate=begun)
-                begun = True
-        return mean.div_(sums[0].unsqueeze(1)), sums[1:] / (state[1] * 2.0**self.exponent)
+        tile = self.launch.tile
+        parts, chunks = self.parts(rows, self.size[1])
+        rest = _common.round_up(len(rows), tile.rows)
+        height = rest + _common.round_up(split, tile.rows)
+        width = _common.round_up(self.size[1], tile.cols)
+        workspace = rows.new_empty(height, width)
+        used = rest + split if split else len(rows)
+        mean = self.scale.new_empty(used, rows.shape[1])
+        for i, (chunk, part) in enumerate(chunks):
+            weights = workspace[:used, : len(chunk.text)]
+            self.launch.run(
+                itc_weights_tile, chunk, self.scale, state, weights[: len(rows)],
+                weights[rest:] if split else None, width, split, part, part.stride(0),
+                EXPONENT=self.exponent, **self.launch.limit,
+            )
+            _common.add_product(mean, weights, chunk.text, accumulate=i > 0)
+        return mean, parts, rest
 
-
-def add_queries(itc, at, query, alpha, matched, weight, scale, d_query, need_mean):
-    """Terms of loss and d_scale of some queries, float64; their d_query is written."""
-    depth, state = query.shape[1], itc.sums(itc.query[at])
-    target = matched[at]  # (rows, D)
-    if itc.teacher is not None:
-        teacher = itc.teacher[at]
-        soft, _ = itc.means(teacher, itc.sums(teacher), itc.splits)
-        target = alpha * soft[:, :depth] + (1 - alpha) * target
-    largest, total = state.double()
-    x_of_target = itc.sign * (query[at].double() * target).sum(1)
-    # A query without a match may be NaN, and is of no account.
-    terms = weight[at] * (itc.scale * (largest - x_of_target) + total.log())
-    loss = torch.where(weight[at] > 0, terms, 0.0).sum()
-    if not need_mean:
-        return loss, None
-    mean, (away,) = itc.means(itc.query[at], state, 1)
-    if len(d_query):
-        d_query[at] = (mean[:, :depth] - target) * (weight[at] * scale).unsqueeze(1)
-    return loss, itc.sign * (weight[at] * (largest - x_of_target + away)).sum()
+    def add_queries(self, at: slice, alpha, matched, count, d_query, terms, need_mean) -> None:
+        """Terms of loss and d_scale of some queries; their d_query is written."""
+        rows = self.rows(at)
+        queries = len(self.query[at])
+        student = len(rows) - queries
+        state = self.sums(rows)
+        averaged = rows if need_mean else rows[:student]
+        mean, parts, rest = None, None, 0
+        if len(averaged):
+            mean, parts, rest = self.means(averaged, state, self.splits * queries)
+        depth = self.query.shape[1]
+        cols = min(triton.next_power_of_2(max(depth, 16)), FINISHED // 4)
+        block = FINISHED // cols
+        finish_queries[(triton.cdiv(queries, block),)](
+            self.scale, alpha, count, matched, rows, state, mean, parts, d_query, terms,
+            at.start, queries, len(self.query), student, rest,
+            *((0, 0) if parts is None else (parts.shape[1], parts.stride(1))),
+            depth, matched.stride(0), rows.stride(0), rows.shape[1],
+            TEACHER=self.teacher is not None, SPLIT=self.splits, NEED_MEAN=need_mean,
+            EXPONENT=self.exponent, ROWS=block, COLS=cols,
+        )
 
 
 def _itc_loss(query, keys, scale, queue, teacher_query, alpha, matched, count, needs):
-    scale, alpha = scale.reshape(()), alpha.reshape(())
     itc = ItcLoss(query, keys, scale, queue, teacher_query)
-    d_query = matched.new_zeros(query.shape if needs[0] else 0)
-    loss, d_scale = itc.scale.new_zeros(2)
-    counted = (count > 0).double()
-    weight = counted / counted.sum().clamp(min=1)  # (B,)
-    for start in range(0, len(query) if itc.segments else 0, itc.size[0]):
+    nothing = not itc.segments or not len(query)
+    new = matched.new_zeros if nothing else matched.new_empty
+    loss, d_scale = new(()), new(() if needs[1] else 0)
+    d_query = new(query.shape if needs[0] else 0)
+    if nothing:
+        return loss, d_query, d_scale
+    terms = matched.new_empty(2, len(query), dtype=torch.float64)
+    for start in range(0, len(query), itc.size[0]):
         at = slice(start, start + itc.size[0])
-        terms = add_queries(itc, at, query, alpha, matched, weight, scale, d_query, any(needs))
-        loss = loss + terms[0]
-        d_scale = d_scale if terms[1] is None else d_scale + terms[1]
-    return loss.float(), d_query, d_scale.float() if needs[1] else d_query.new_empty(0)
+        itc.add_queries(
+            at, alpha, matched, count, d_query if needs[0] else None, terms, any(needs)
+        )
+    finish_loss[(1,)](terms, loss, d_scale if needs[1] else None, len(query))
+    return loss, d_query, d_scale
 
 
 def itc_loss(
@@ -282,8 +308,9 @@ def itc_loss(
         loss, d_query, d_scale; empty where not needed. Equal bits on every run.
 
     Cost: 6 matrix products of B * (K + Q) * D, 7 in half precision (2 less if nothing is needed;
-    without a teacher 3 and 1), memory O(B * D) plus CHUNK_BYTES, and O((K + Q) * D) where features
-    must be copied: their rows not aligned, or D no multiple of 64.
+    without a teacher 3 and 1), memory O(B * D) plus CHUNK_BYTES, 32 bytes a candidate where these
+    are many, and O((K + Q) * D) where features must be copied: their rows not aligned, or D no
+    multiple of 64.
     """
     needs = need_query, need_scale
     with _common.launching(query=query):

@@ -24,7 +24,6 @@ from tests.ops.test_itc_loss import Problem
 from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
 from tests.triton_tools.checker import Updated
 from tilewise.kernels import (
-    _contrast,
     _cross_entropy,
     clip_loss,
     hard_negatives,
@@ -267,10 +266,12 @@ ITC = Contrast(
     small={"CHUNK_ROWS": 64, "CHUNK_COLS": 48, "CHUNK_BYTES": 64 * 64 * 2},
     outputs={
         itc_loss.itc_sums_tile: ["parts_ptr"],
-        _contrast.merge_parts: [Updated("largest_ptr"), Updated("total_ptr")],
+        itc_loss.merge_parts: ["state_ptr"],
         itc_loss.itc_weights_tile: ["weights_ptr", "rest_ptr", "sums_ptr"],
+        itc_loss.finish_queries: [Updated("d_query_ptr"), Updated("terms_ptr")],
+        itc_loss.finish_loss: ["loss_ptr", "d_scale_ptr"],
     },
-    workspace={"weights_ptr": 8192, "parts_ptr": 512}, gradients=2,
+    workspace={"weights_ptr": 12288, "parts_ptr": 2560}, gradients=2,
 )
 
 

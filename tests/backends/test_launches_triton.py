@@ -15,6 +15,8 @@ CEILINGS = {
     ("clip_loss", "8192", "forward"): 8,
     ("clip_loss", "256 smoothed", "forward"): 8,
     ("clip_loss", "256", "backward"): 3,
+    ("itc_loss", "512 + 57600", "forward"): 14,
+    ("itc_loss", "512 + 57600", "backward"): 2,
     ("hard_negatives", "256", "forward"): 5,
     ("hard_negatives", "8192", "forward"): 5,
     ("code_sums", "4096 x 8192", "forward"): 6,

@@ -101,25 +101,21 @@ def hard_negatives(arch: str) -> Cases:
 
 
 def itc_loss(arch: str) -> Cases:
-    """Both passes with every kind of product; where weights are split, that pass alone as well."""
+    """All launches with every kind of product, with a teacher and without one."""
     scale = torch.ones(())
 
-    def call(rows, cols, dtype, precision, split):
+    def call(rows, cols, dtype, precision, taught):
         torch.set_float32_matmul_precision(precision)
         query, keys = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
-        if split:
-            itc = kernels.itc_loss.ItcLoss(query, keys, scale, None, query)
-            itc.means(itc.teacher, torch.zeros(2, rows), itc.splits)
-        else:
-            matched, count = torch.zeros(rows, 64), torch.ones(rows, dtype=torch.int64)
-            rest = None, None, scale, matched, count, True, True
-            kernels.itc_loss.itc_loss(query, keys, scale, *rest)
+        matched, count = torch.zeros(rows, 64), torch.ones(rows, dtype=torch.int64)
+        rest = None, query if taught else None, scale, matched, count, True, True
+        kernels.itc_loss.itc_loss(query, keys, scale, *rest)
 
     for name, dtype, precision in products(arch):
         for shapes, sizes in SIZES.items():
-            for split in [False] if dtype == torch.float32 else [False, True]:
-                yield f"{name} {'split ' if split else ''}{shapes} gradients", [
-                    functools.partial(call, *size, dtype, precision, split) for size in sizes
+            for taught in (False, True):
+                yield f"{name} {'taught' if taught else 'alone'} {shapes}", [
+                    functools.partial(call, *size, dtype, precision, taught) for size in sizes
                 ]
 
 

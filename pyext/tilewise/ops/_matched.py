@@ -11,7 +11,11 @@ def matched_by_offset(
     keys: Tensor, queue: Tensor | None, offset: int, rows: int
 ) -> tuple[Tensor, Tensor]:
     """Query i matches candidate i + offset, if there is one."""
-    mean = keys.new_zeros((rows, keys.shape[1]), dtype=accumulate_dtype(keys))
+    dtype = accumulate_dtype(keys)
+    if 0 <= offset <= len(keys) - rows:  # as nearly always: nothing to fill, every launch counts
+        mean = keys[offset : offset + rows].to(dtype).contiguous()
+        return mean, keys.new_ones(rows, dtype=torch.int64)
+    mean = keys.new_zeros((rows, keys.shape[1]), dtype=dtype)
     count = keys.new_zeros(rows, dtype=torch.int64)
     for part in (keys, queue):
         if part is not None:

@@ -54,7 +54,7 @@ def itc_loss(
 
     Cost: on CPU 4 matrix products of B * (K + Q) * D (3 when no gradient is needed; without a
     teacher 2 and 1), on a GPU 6 (4; 3 and 1). Memory O(B * D) and a workspace that K and Q
-    don't change: 32 KiB * D (64 in float64), on a GPU 128 MiB.
+    don't change: 32 KiB * D (64 in float64), on a GPU 192 MiB.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the text;
