@@ -1,13 +1,18 @@
 #include "autograd.h"
 
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
 #include <utility>
+
+#include "scale_gradients.h"
 
 namespace tilewise {
 namespace {
@@ -43,6 +48,16 @@ bool records(const variable_list& inputs) {
   return at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(inputs);
 }
 
+bool is_plain(const Tensor& x) { return x.is_cpu() && !at::isTensorSubclassLike(x); }
+
+// A tensor of its own for what is saved: Python's objects outlive their variables with a tensor.
+Tensor apart(const Tensor& x) { return is_plain(x) ? x.detach() : x; }
+
+// Whether nobody else can read a saved gradient: its node holds it, and this pass of the graph.
+bool held_alone(const Tensor& gradient) {
+  return is_plain(gradient) && gradient.use_count() == 2 && gradient.storage().use_count() == 1;
+}
+
 // By an op, whose own formula a second differentiation meets, and which says that there is none.
 variable_list scaled(const Tensor& grad, at::TensorList gradients, at::TensorList inputs) {
   static const auto op =
@@ -62,15 +77,17 @@ struct Loss : Function<Loss> {
                         const std::vector<size_t>& outputs) {
     call.below_autograd();
     variable_list saved;
-    for (const size_t i : outputs) saved.push_back(call.results()[i].toTensor());
+    for (const size_t i : outputs) saved.push_back(apart(call.results()[i].toTensor()));
     saved.insert(saved.end(), inputs.begin(), inputs.end());
+    // Hooks may hold what is saved, and not be seen to.
+    ctx->saved_data["hooks"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     return call.results()[0].toTensor();
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();  // checkpointing lets it be read once
+    variable_list saved = ctx->get_saved_variables();  // checkpointing lets it be read once
     const size_t count = saved.size() / 2;
     variable_list results(count + 2);  // nothing for the two other arguments
     if (!grads[0].defined()) return results;
@@ -79,10 +96,15 @@ struct Loss : Function<Loss> {
     for (size_t i = 0; i < count; ++i) {
       if (!ctx->needs_input_grad(i)) continue;
       wanted.push_back(i);
-      gradients.push_back(saved[i]);
+      gradients.push_back(std::move(saved[i]));
       inputs.push_back(saved[count + i]);
     }
-    const variable_list values = scaled(grads[0], gradients, inputs);
+    const bool last = !at::GradMode::is_enabled() && !ctx->saved_data["hooks"].toBool() &&
+                      !torch::autograd::get_current_graph_task_keep_graph() && is_plain(grads[0]) &&
+                      std::all_of(gradients.begin(), gradients.end(), held_alone);
+    const variable_list values =
+        last ? scale_gradients(grads[0], gradients, inputs, /*in_place=*/true)
+             : scaled(grads[0], gradients, inputs);
     for (size_t i = 0; i < wanted.size(); ++i) results[wanted[i]] = values[i];
     return results;
   }

@@ -1,53 +1,63 @@
 // tilewise::scale_gradients, of the losses' backward pass, on every device.
+#include "scale_gradients.h"
+
+#include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 
-#include <vector>
-
 #include "common/registration.h"
+#include "cpu/pages.h"
+#include "cpu/simd/scale_gradients.h"
 
 namespace tilewise {
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t kSmall = 16384;  // elements; torch's product takes longer to begin than these do
+constexpr int64_t kGrain = 32768;  // elements; fewer do not pay for waking a thread
 
 template <typename From, typename To>
-void multiply(const Tensor& gradient, const Tensor& grad, const Tensor& result) {
+void scale(const Tensor& gradient, const Tensor& grad, const Tensor& result) {
+  using Kernel = void (*)(const From*, From, int64_t, To*);
+  const Kernel kernel = TILEWISE_DISPATCH_AS(Kernel, scale);
   const From factor = *grad.const_data_ptr<From>();
   const From* in = gradient.const_data_ptr<From>();
   To* out = result.mutable_data_ptr<To>();
-  for (int64_t i = 0; i < result.numel(); ++i) out[i] = static_cast<To>(in[i] * factor);
+  if (factor == 1 && static_cast<const void*>(in) == static_cast<void*>(out)) return;
+  if (static_cast<const void*>(in) != static_cast<void*>(out)) fetch_pages(out, result.nbytes());
+  at::parallel_for(0, result.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    kernel(in + begin, factor, end - begin, out + begin);
+  });
 }
 
 // Whether it was done: not for the types that losses do not have.
-bool multiply(const Tensor& gradient, const Tensor& grad, const Tensor& result) {
+bool scale_on_cpu(const Tensor& gradient, const Tensor& grad, const Tensor& result) {
   const at::ScalarType from = gradient.scalar_type(), to = result.scalar_type();
-  if (grad.scalar_type() != from) return false;
   if (from == at::kDouble && to == at::kDouble) {
-    multiply<double, double>(gradient, grad, result);
+    scale<double, double>(gradient, grad, result);
   } else if (from == at::kFloat && to == at::kFloat) {
-    multiply<float, float>(gradient, grad, result);
+    scale<float, float>(gradient, grad, result);
   } else if (from == at::kFloat && to == at::kBFloat16) {
-    multiply<float, at::BFloat16>(gradient, grad, result);
+    scale<float, at::BFloat16>(gradient, grad, result);
   } else if (from == at::kFloat && to == at::kHalf) {
-    multiply<float, at::Half>(gradient, grad, result);
+    scale<float, at::Half>(gradient, grad, result);
   } else {
     return false;
   }
   return true;
 }
 
-// Whether `multiply` may do it: on the CPU, and sooner than torch's product begins.
-bool small(const Tensor& gradient, const Tensor& grad) {
-  const bool near = gradient.is_cpu() && grad.is_cpu() && grad.numel() == 1;
-  return near && gradient.numel() <= kSmall && gradient.is_contiguous();
+// Whether our kernels read it; the others are torch's.
+bool readable(const Tensor& gradient, const Tensor& grad) {
+  return gradient.is_cpu() && grad.is_cpu() && grad.numel() == 1 && gradient.is_contiguous() &&
+         gradient.scalar_type() == grad.scalar_type();
 }
 
+}  // namespace
+
 std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients,
-                                    at::TensorList inputs) {
+                                    at::TensorList inputs, bool in_place) {
   TORCH_CHECK_VALUE(gradients.size() == inputs.size(), "gradients: expected ", inputs.size(),
                     ", got ", gradients.size());
   std::vector<Tensor> results(inputs.size());
@@ -59,14 +69,15 @@ std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients
                       inputs[i].sizes(), ", got ", gradients[i].sizes());
     const Tensor gradient = gradients[i].view(inputs[i].sizes());
     const bool rounded = gradient.scalar_type() != inputs[i].scalar_type();
-    const bool here = small(gradient, grad);
+    const bool here = readable(gradient, grad);
     if (!rounded && !here) {
       alike.push_back(gradient);
       places.push_back(i);
       continue;
     }
-    results[i] = at::empty(inputs[i].sizes(), inputs[i].options());
-    if (!here || !multiply(gradient, grad, results[i])) at::mul_out(results[i], gradient, grad);
+    results[i] =
+        in_place && here && !rounded ? gradient : at::empty(inputs[i].sizes(), inputs[i].options());
+    if (!here || !scale_on_cpu(gradient, grad, results[i])) at::mul_out(results[i], gradient, grad);
   }
   if (!alike.empty()) {
     std::vector<Tensor> products = at::_foreach_mul(alike, grad);
@@ -75,10 +86,11 @@ std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients
   return results;
 }
 
-}  // namespace
-
 TILEWISE_REGISTER(CompositeExplicitAutograd, library) {
-  library.impl("scale_gradients", &scale_gradients);
+  library.impl("scale_gradients",
+               [](const Tensor& grad, at::TensorList gradients, at::TensorList inputs) {
+                 return scale_gradients(grad, gradients, inputs, /*in_place=*/false);
+               });
 }
 
 }  // namespace tilewise

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo import compiled_autograd
 
 from tests.common import random_cases as cases
-from tests.common.random_cases import backends, kernels
+from tests.common.random_cases import backends, cpu_backends, kernels
 from tests.ops.test_contracts import SCALARS, by_op, leaf
 
 backend = pytest.fixture(cases.serve)
@@ -35,6 +35,48 @@ def test_saved_tensors_pass_through_hooks(backend, op):
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
         value = SCALARS[op](x)
     assert torch.equal(torch.autograd.grad(value, x)[0], expected)
+
+
+def sigmoid_operator():
+    """What the operator returns, and the features that want a gradient."""
+    image, text = (cases.normal(6, 5, seed=i).requires_grad_() for i in (0, 1))
+    scale = torch.tensor(10.0)
+    operator = torch.ops.tilewise.sigmoid_loss.default
+    outputs = operator(image, text, scale, None, 0, None, None, True, True, False, False)
+    return *outputs[:3], image
+
+
+@cpu_backends
+def test_a_finished_gradient_becomes_the_features(backend):
+    """In its own memory, where nobody else can tell; else it is left as it was."""
+    loss, gradient, _, image = sigmoid_operator()
+    expected, place = gradient.clone(), gradient.data_ptr()
+    (3 * loss).backward()
+    assert torch.equal(gradient, expected) and torch.equal(image.grad, 3 * expected)
+    assert image.grad.data_ptr() != place
+    loss, gradient, other, image = sigmoid_operator()
+    place = gradient.data_ptr()
+    del gradient, other
+    (3 * loss).backward()
+    assert torch.equal(image.grad, 3 * expected) and image.grad.data_ptr() == place
+
+
+@cpu_backends
+def test_a_gradient_that_others_may_read_stays(backend):
+    """A view of it, a graph that is retained, and hooks."""
+    loss, gradient, other, image = sigmoid_operator()
+    expected, view = gradient.clone(), gradient[1:]
+    del gradient, other
+    (3 * loss).backward(retain_graph=True)
+    loss.backward()
+    assert torch.equal(view, expected[1:]) and torch.allclose(image.grad, 4 * expected)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x) or len(kept) - 1, lambda i: kept[i]
+    ):
+        loss = sigmoid_operator()[0]
+    (3 * loss).backward()
+    assert torch.equal(kept[0], expected)
 
 
 @kernels
