@@ -220,15 +220,20 @@ def code_sums(x: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
     """Counts and sums of the rows of each code, without a host sync.
 
     Args:
-        x: (H, N, D), float16, bfloat16 or float32, any strides.
-        index: (H, N) int64. Rows whose index is negative, or num_codes or more, are left out.
+        x: (H, N, D) or (N, D), float16, bfloat16 or float32, any strides.
+        index: (H, N) or (N), int64. Rows whose index is negative, or num_codes or more, are left
+            out.
         num_codes: K.
 
     Returns:
-        counts (H, K) int64, sums (H, K, D) float32. Equal bits on every run.
+        counts (H, K) int64, sums (H, K, D) float32, without H where x has none. Equal bits on every
+        run.
 
     Cost: a sort, traffic of x once and of the sums three times; memory of the sums, once or twice,
     and 24 bytes for each row.
     """
     with _common.launching(x=x):
-        return _code_sums(x, index, num_codes)
+        if x.dim() == 3:
+            return _code_sums(x, index, num_codes)
+        counts, sums = _code_sums(x[None], index[None], num_codes)
+        return counts[0], sums[0]

@@ -7,6 +7,7 @@
 
 #include "../common/integer.h"
 #include "arguments.h"
+#include "pages.h"
 #include "simd/transpose.h"
 
 namespace tilewise {
@@ -71,9 +72,14 @@ class Staged {
     return staged_.const_data_ptr();
   }
 
-  // Where an output's rows are to be written; save() follows.
+  // Where an output's rows are to be written; save() follows. A fresh page costs as much as what is
+  // computed for it, half of that if it comes with others.
   void* target(int64_t first, int64_t count) {
-    if (direct_) return static_cast<char*>(x_.mutable_data_ptr()) + offset(first);
+    if (direct_) {
+      char* at = static_cast<char*>(x_.mutable_data_ptr()) + offset(first);
+      fetch_pages(at, offset(count));
+      return at;
+    }
     view_ = rows_of(x_, shape_, first, count);
     stage(count);
     return staged_.mutable_data_ptr();

@@ -213,13 +213,42 @@ TILEWISE_INLINE double tau_sum(const double* grad, const double* y, int64_t cols
   return total.value();
 }
 
+// d_x = y * (grad - mean) / tau.
+TILEWISE_INLINE void softmax_gradient_row(const float* grad, const float* y, float* d_x,
+                                          int64_t cols, float mean, float inverse_tau) {
+  const Floats m = Floats::all(mean), inverse = Floats::all(inverse_tau);
+  int64_t col = 0;
+  for (; col + kStep <= cols; col += kStep) {
+    for (int64_t j = col; j < col + kStep; j += 16) {
+      (Floats::load(y + j) * (Floats::load(grad + j) - m) * inverse).store(d_x + j);
+    }
+  }
+  for (; col < cols; ++col) d_x[col] = y[col] * (grad[col] - mean) * inverse_tau;
+}
+
+TILEWISE_INLINE void softmax_gradient_row(const double* grad, const double* y, double* d_x,
+                                          int64_t cols, double mean, double inverse_tau) {
+  for (int64_t j = 0; j < cols; ++j) d_x[j] = y[j] * (grad[j] - mean) * inverse_tau;
+}
+
+// In passes over a few rows, as softmax_group.
 template <typename T>
 void gradient_rows(const GumbelRows& rows, const T* grad, const T* y, T* d_x, double* d_tau) {
-  const T inverse = static_cast<T>(rows.inverse_tau);
-  for (int64_t r = 0; r < rows.rows; ++r, grad += rows.cols, y += rows.cols, d_x += rows.cols) {
-    const T mean = static_cast<T>(dot(y, grad, rows.cols));
-    if (d_tau) d_tau[r] = tau_sum(grad, y, rows.cols, mean) * rows.inverse_tau;
-    for (int64_t j = 0; j < rows.cols; ++j) d_x[j] = y[j] * (grad[j] - mean) * inverse;
+  const int64_t cols = rows.cols, fit = kSoftmaxBlock / cols;
+  const int64_t group = fit < 1 ? 1 : fit < kGroupRows ? fit : kGroupRows;
+  for (int64_t first = 0; first < rows.rows; first += group) {
+    const int64_t end = first + group < rows.rows ? first + group : rows.rows;
+    T means[kGroupRows];
+    for (int64_t r = first; r < end; ++r) {
+      means[r - first] = static_cast<T>(dot(y + r * cols, grad + r * cols, cols));
+    }
+    for (int64_t r = first; r < end; ++r) {
+      const int64_t at = r * cols;
+      const T mean = means[r - first];
+      if (d_tau) d_tau[r] = tau_sum(grad + at, y + at, cols, mean) * rows.inverse_tau;
+      softmax_gradient_row(grad + at, y + at, d_x + at, cols, mean,
+                           static_cast<T>(rows.inverse_tau));
+    }
   }
 }
 

@@ -60,22 +60,28 @@ def code_sums(
     op = _backend.operator("code_sums", x.device, x.dtype)
     if op is None:
         return reference.code_sums(x, index, num_codes, per_head)
-    h = len(x) if per_head else 1
-    counts, sums = op(rows(x, h), flat(index, h), num_codes)
-    return CodeSums(counts, sums) if per_head else CodeSums(counts[0], sums[0])
+    if per_head:
+        x, index = rows(x, len(x)), flat(index, len(x))
+    elif x.dim() != 2:
+        x, index = rows(x, 1)[0], flat(index, 1)[0]
+    return CodeSums(*op(x, index, num_codes))
 
 
 def _fake(x, index, num_codes):
     dtype = accumulate_dtype(x)
-    h, _, d = x.shape
-    return index.new_empty(h, num_codes), x.new_empty(h, num_codes, d, dtype=dtype)
+    *h, _, d = x.shape  # a number of heads, or none
+    return index.new_empty(*h, num_codes), x.new_empty(*h, num_codes, d, dtype=dtype)
 
 
 def _gradient(ops, d_sums, index):
-    out = (index < 0) | (index >= d_sums.shape[1])  # the latter on a GPU, which does not raise
+    codes = d_sums.shape[-2]
+    out = (index < 0) | (index >= codes)  # the latter on a GPU, which does not raise
     padded = F.pad(d_sums, (0, 0, 0, 1))  # one more code, for these
+    place = index.masked_fill(out, codes)
+    if index.dim() == 1:
+        return padded[place]  # (N, D); autograd rounds it
     head = torch.arange(padded.shape[0], device=padded.device)[:, None]
-    return padded[head, index.masked_fill(out, d_sums.shape[1])]  # (H, N, D); autograd rounds it
+    return padded[head, place]  # (H, N, D)
 
 
 register(
