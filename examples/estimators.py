@@ -50,15 +50,15 @@ LOGITS = torch.tensor([[0.5, -1.0, 0.3, 0.0, 0.2], [0.0, 0.4, -0.2, -0.8, 0.1]])
 
 def curved(y: Tensor) -> Tensor:
     """Of (S, B, 2, 5)."""
-    total = (y * WEIGHTS).sum((-2, -1))
+    total = (y * WEIGHTS.to(y)).sum((-2, -1))
     return torch.sin(2 * total) + total.exp() / 2
 
 
-def errors(kind: str, rows: int, truth: Tensor, **options) -> dict:
+def errors(kind: str, rows: int, truth: Tensor, device: str = "cpu", **options) -> dict:
     """Of `rows` independent estimates, relative to the length of the gradient."""
     name, own = KINDS[kind]
-    many = Categorical(LOGITS.expand(rows, *LOGITS.shape))
-    found = gradient(curved, many, name, seed=0, **{**own, **options}).logits.double()
+    many = Categorical(LOGITS.to(device).expand(rows, *LOGITS.shape))
+    found = gradient(curved, many, name, seed=0, **{**own, **options}).logits.double().cpu()
     length, mean = truth.norm(), found.mean(0)
     variance = found.var(0).sum()
     bias = ((mean - truth).square().sum() - variance / rows).clamp(min=0).sqrt()
@@ -70,18 +70,18 @@ def errors(kind: str, rows: int, truth: Tensor, **options) -> dict:
     }  # fmt: skip
 
 
-def known_sum(rows: int, task: Callable[[], None]) -> dict:
+def known_sum(rows: int, device: str, task: Callable[[], None]) -> dict:
     truth = gradient(curved, Categorical(LOGITS[None].double()), "exact").logits[0]
     counts: dict[str, list] = {}
     taus: dict[str, list] = {}
     for kind, (name, own) in KINDS.items():
         least = 2 if own == LOO else 1
         counts[kind] = [
-            [n, errors(kind, max(rows * 2 // (1 + n), 200), truth, num_samples=n)]
+            [n, errors(kind, max(rows * 2 // (1 + n), 200), truth, device, num_samples=n)]
             for n in COUNTS if n >= least
         ]
         if name != "score_function":
-            taus[kind] = [[tau, errors(kind, rows, truth, tau=tau)] for tau in TAUS]
+            taus[kind] = [[tau, errors(kind, rows, truth, device, tau=tau)] for tau in TAUS]
         task()
     return {"counts": counts, "taus": taus, "truth": float(truth[0, 0])}
 
@@ -90,28 +90,28 @@ def known_sum(rows: int, task: Callable[[], None]) -> dict:
 
 PULLS = {
     "score function": lambda rows: {},
-    "moving average": lambda rows: {"baseline": MovingAverage(0.95)},
-    "learned": lambda rows: {"baseline": torch.zeros(rows, requires_grad=True)},
+    "moving average": lambda rows: {"baseline": MovingAverage(0.95).to(rows.device)},
+    "learned": lambda rows: {"baseline": rows.new_zeros(len(rows)).requires_grad_()},
     "leave-one-out": lambda rows: {"num_samples": 2, **LOO},  # in half as many steps
 }
 
 
-def bandit(kind: str, pulls: int, rows: int) -> list[float]:
+def bandit(kind: str, pulls: int, rows: int, device: str = "cpu") -> list[float]:
     """How often the best of ten arms is pulled, by `rows` bandits that learn beside each other.
 
     Arm k pays N(m_k, 1) with m_k from N(4, 1): far from 0, which a baseline takes away.
     """
     torch.manual_seed(0)
-    means = 4 + torch.randn(rows, 10)
-    logits = torch.zeros(rows, 10, requires_grad=True)
-    options = PULLS[kind](rows)
+    means = 4 + torch.randn(rows, 10).to(device)
+    logits = torch.zeros(rows, 10, device=device, requires_grad=True)
+    options = PULLS[kind](means)
     samples = options.get("num_samples", 1)
     learned = [x for x in options.values() if isinstance(x, Tensor)]
     optimizer = torch.optim.SGD([{"params": [logits], "lr": 0.2 * samples},
                                  *({"params": [x], "lr": 0.1} for x in learned)])  # fmt: skip
 
     def loss(arm: Tensor) -> Tensor:  # (S, rows, 10) -> (S, rows)
-        return -(arm * (means + torch.randn(arm.shape))).sum(-1)
+        return -(arm * (means + torch.randn(arm.shape).to(device))).sum(-1)
 
     found = []
     best = F.one_hot(means.argmax(-1), 10)
@@ -179,8 +179,9 @@ def vae(kind: str, seed: int, args) -> list[list[float]]:
     seen, heldout = (
         (F.avg_pool2d(x.images.float() / 255, 2).flatten(1) > 0.4).float() for x in split_digits()
     )
+    seen, heldout = seen.to(args.device), heldout.to(args.device)
     torch.manual_seed(seed)
-    model = Vae(kind.startswith("Gaussian"))
+    model = Vae(kind.startswith("Gaussian")).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     name, options = VAES[kind]
     found = []
@@ -203,11 +204,11 @@ def run(args, bars: Progress) -> dict:
         number = bars.add_task(label, total=total, note="")
         return lambda: bars.update(number, advance=1)
 
-    found: dict = {"known": known_sum(args.rows, task("a known sum", len(KINDS)))}
+    found: dict = {"known": known_sum(args.rows, args.device, task("a known sum", len(KINDS)))}
     done = task("bandit", len(PULLS))
     found["bandit"] = {}
     for kind in PULLS:
-        found["bandit"][kind] = bandit(kind, args.pulls, args.bandits)
+        found["bandit"][kind] = bandit(kind, args.pulls, args.bandits, args.device)
         done()
     done = task("VAE", len(VAES) * args.seeds)
     found["vae"] = {kind: [] for kind in VAES}
@@ -216,13 +217,13 @@ def run(args, bars: Progress) -> dict:
             curves.append(vae(kind, seed, args))
             done()
     done = task("cost", 1)
-    found["cost"] = estimator_cost.measure(KINDS, args.measure)
+    found["cost"] = estimator_cost.measure(KINDS, args.measure, args.device)
     done()
     return found
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/estimators"), every=25, resumes=False)
+    parser = arguments(__doc__, Path("out/estimators"), every=25, resumes=False, on_device=True)
     add = parser.add_argument
     add("--rows", type=int, default=4000, help="independent estimates of the known sum")
     add("--pulls", type=int, default=600, help="of each bandit")

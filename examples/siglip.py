@@ -62,8 +62,9 @@ class SigLip(nn.Module):
 def score(model: SigLip, shown: Pairs, words: Words) -> torch.Tensor:
     """Cosines (pictures, captions) with the towers in evaluation mode."""
     model.eval()
-    image = torch.cat([model.image(part) for part in shown.images.split(512)])
-    return image @ model.text(words(shown.captions)).T
+    device = model.log_scale.device
+    image = torch.cat([model.image(part.to(device)) for part in shown.images.split(512)])
+    return (image @ model.text(words(shown.captions).to(device)).T).cpu()
 
 
 def optimize(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int = 20) -> None:
@@ -85,7 +86,7 @@ class SigLipRun(Run):
     def __init__(self, loss: str, args, batches: Batches, heldout: Pairs, bias: float, steps: int,
                  place: parallel.Place = parallel.ALONE):  # fmt: skip
         torch.manual_seed(args.seed)
-        model = SigLip(len(batches.words), bias)
+        model = SigLip(len(batches.words), bias).to(args.device)
         label = f"{loss} loss" + ("" if bias else ", b = 0 at first")
         path = args.out / f"{loss}{'' if bias else '-b0'}.pt"
         settings = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
@@ -93,12 +94,14 @@ class SigLipRun(Run):
         super().__init__(label, path, model, model.optimizer(), steps, settings, names)
         self.loss, self.other = LOSSES[loss], LOSSES["eager" if loss == "fused" else "fused"]
         self.batches, self.heldout, self.schedule = batches, heldout, args.steps
+        self.device = args.device
         self.place, self.replica = place, place.replica(model)
         if place.size > 1:
             self.loss = tw.nn.SigLipLoss(rank=place.rank, world_size=place.size)
 
     def before(self, step: int) -> None:
-        self.images, self.tokens = (self.place.part(x) for x in self.batches(step))
+        parts = (self.place.part(x) for x in self.batches(step))
+        self.images, self.tokens = (x.to(self.device) for x in parts)
 
     def step(self, step: int) -> None:
         self.inputs = self.replica(self.images, self.tokens)
@@ -170,7 +173,7 @@ def train_large(model: SigLip, words: Words, args, bars: Progress) -> dict:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/siglip"), every=25)
+    parser = arguments(__doc__, Path("out/siglip"), every=25, on_device=True)
     add = parser.add_argument
     add("--steps", type=int, default=300, help="training steps (default: %(default)s)")
     add("--batch-size", type=int, default=256, help="pairs per batch, a quarter of them scenes")
@@ -194,12 +197,12 @@ def main(argv: list[str] | None = None) -> dict:
 def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     """Trains, measures and reports; several processes train one run, which the first reports."""
     if place.size > 1:
-        args.loss, args.large_steps = "fused", 0
+        args.loss, args.large_steps, args.device = "fused", 0, "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
     console = report.console()
     console.quiet = place.rank > 0
     by = f" by {place.size} processes" if place.size > 1 else ""
-    console.print(f"[bold]SigLIP[/]{by} on {report.machine()}")
+    console.print(f"[bold]SigLIP[/]{by} on {report.machine(args.device)}")
     seen, heldout = split()
     console.print(
         f"{len(pairs().captions)} pictures, {len(seen.captions)} different ones to train on, "
@@ -235,7 +238,7 @@ def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     dim = kept.image.head.out_features
     with console.status("measuring the losses alone, in processes of their own"):
         sizes = [args.batch_size] + [args.large_batch] * bool(args.large_steps)
-        results["alone"] = [large_batch.measure(batch, dim) for batch in sizes]
+        results["alone"] = [large_batch.measure(batch, dim, args.device) for batch in sizes]
     siglip_report.tables(console, results)
     siglip_report.curves(results, args.out / "curves.png")
     siglip_report.sheet(heldout, score(kept, heldout, words), args.out / "retrieval.png")

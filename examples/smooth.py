@@ -40,6 +40,9 @@ class Problem(NamedTuple):
     stopping: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
+    def to(self, device: str) -> Problem:
+        return Problem(*((pixels.to(device), labels.to(device)) for pixels, labels in self))
+
 
 def problem(seed: int) -> Problem:
     """Which class is rare, which digits are seen and which labels are wrong depend on the seed."""
@@ -91,6 +94,7 @@ def train(loss: str, data: Problem, args, seed: int) -> list[dict]:
     """What was measured along the way."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(49, 128), nn.ReLU(), nn.Linear(128, CLASSES))
+    model.to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), args.rate)
     history = []
     for step in range(args.steps + 1):
@@ -124,7 +128,7 @@ def run(args, bars: Progress) -> dict[str, list[list[dict]]]:
     found: dict[str, list] = {loss: [] for loss in LOSSES}
     tasks = {loss: bars.add_task(loss, total=args.seeds, note="") for loss in LOSSES}
     for seed in range(args.seed, args.seed + args.seeds):
-        data = problem(seed)
+        data = problem(seed).to(args.device)
         for loss, histories in found.items():
             histories.append(train(loss, data, args, seed))
             note = f"test accuracy {100 * histories[-1][-1]['test accuracy']:.1f} %"
@@ -133,7 +137,7 @@ def run(args, bars: Progress) -> dict[str, list[list[dict]]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/smooth"), every=20, resumes=False)
+    parser = arguments(__doc__, Path("out/smooth"), every=20, resumes=False, on_device=True)
     add = parser.add_argument
     add("--steps", type=int, default=400, help="of all training digits")
     add("--rate", type=float, default=1e-2, help="of Adam (default: %(default)s)")

@@ -97,7 +97,8 @@ def bleu_reward(real: Tensor) -> Callable[[Tensor], Tensor]:
 
 def train(kind: str, real: Tensor, vocabulary: int, args, tick: Callable[[], None]) -> dict:
     torch.manual_seed(args.seed)
-    generator, discriminator = Generator(vocabulary), Discriminator(vocabulary)
+    generator = Generator(vocabulary).to(args.device)
+    discriminator = Discriminator(vocabulary).to(args.device)
     made = torch.optim.Adam(generator.parameters(), 2e-3, betas=(0.5, 0.99))
     judged = torch.optim.Adam(discriminator.parameters(), 1e-3, betas=(0.5, 0.99))
     name, options = KINDS[kind]
@@ -107,7 +108,7 @@ def train(kind: str, real: Tensor, vocabulary: int, args, tick: Callable[[], Non
             history.append({"step": step, **judge(generator, real)})
             tick()
         batch = real[torch.randint(len(real), (64,))]
-        logits = generator(torch.randn(64, NOISE))
+        logits = generator(torch.randn(64, NOISE).to(args.device))
         if kind.endswith("BLEU"):
             loss = bleu_reward(batch[:16])
         else:
@@ -130,7 +131,8 @@ def train(kind: str, real: Tensor, vocabulary: int, args, tick: Callable[[], Non
 def draw(generator: Generator, count: int) -> Tensor:
     """Captions (count, 6) of noise that is always the same; nothing stands behind the first END."""
     noise = torch.randn(count, NOISE, generator=torch.Generator().manual_seed(1))
-    texts = tw.gumbel_argmax(generator(noise), seed=1)
+    device = next(generator.parameters()).device
+    texts = tw.gumbel_argmax(generator(noise.to(device)), seed=1)
     return texts * (texts != END).cumprod(-1)
 
 
@@ -194,6 +196,7 @@ def value(found: dict) -> str:
 
 def run(args, bars: Progress) -> tuple[dict, list[str]]:
     real, names = corpus()
+    real = real.to(args.device)
     found = {}
     for kind in KINDS:
         task = bars.add_task(kind, total=args.steps // args.every + 1, note=f"{len(real)} captions")
@@ -204,7 +207,7 @@ def run(args, bars: Progress) -> tuple[dict, list[str]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/text_gan"), every=50, resumes=False)
+    parser = arguments(__doc__, Path("out/text_gan"), every=50, resumes=False, on_device=True)
     parser.add_argument("--steps", type=int, default=800, help="of each generator")
     args = parser.parse_args(argv)
     if args.quick:

@@ -95,8 +95,8 @@ def tasks(args) -> list[Task]:
 class Twin:
     """The eager quantiser on the same features and codes, now and then along the way."""
 
-    def __init__(self, task: Task, options: dict):
-        self.eager = quantizer("eager", DIM, task.codes, **options)
+    def __init__(self, task: Task, options: dict, device: str):
+        self.eager = quantizer("eager", DIM, task.codes, **options).to(device)
 
     @torch.no_grad()
     def before(self, model: Autoencoder, images: Tensor) -> None:
@@ -120,6 +120,7 @@ def start_codes(model: Autoencoder, task: Task, images: Tensor, seed: int) -> No
     """Gives an eager quantiser the codes at which ours starts, and leaves the random generator
     where ours would leave it. k-means is not written twice: it would amplify rounding at once."""
     ours = quantizer("tilewise", DIM, task.codes, kmeans_init=True, decay=1.0)  # nothing moves
+    ours.to(images.device)
     torch.manual_seed(seed)
     ours(model.encode(images))
     model.quantizer.copy_state(ours)
@@ -141,6 +142,7 @@ class VqVaeRun(Run):
         model = Autoencoder(task.train.shape[1])
         if kind != "plain":
             model.quantizer = quantizer(kind, DIM, task.codes, **options)
+        model.to(args.device)
         optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=1e-4)
         name = label or kind
         super().__init__(
@@ -150,15 +152,16 @@ class VqVaeRun(Run):
             ("error", "perplexity", "apart"),
         )  # fmt: skip
         self.kind, self.task, self.seed, self.rate = kind, task, args.seed, args.rate
+        self.device = args.device
         self.variance = (task.train[::8].float() / 255).var().item()
         self.start = task.steps // 3 if late else 0
-        self.twin = Twin(task, options) if kind == "tilewise" and not label else None
+        self.twin = Twin(task, options, args.device) if kind == "tilewise" and not label else None
 
     def _compares(self, step: int) -> bool:
         return self.twin is not None and step > self.start and (step - self.start) % 10 == 1
 
     def before(self, step: int) -> None:
-        self.images = self.task.images(step, self.seed)
+        self.images = self.task.images(step, self.seed).to(self.device)
         if self._compares(step):
             self.twin.before(self.model, self.images)
         seed = self.seed * 1_000_003 + step
@@ -250,10 +253,10 @@ def run(task: Task, args, bars: Progress) -> dict:
 def cost(model: Autoencoder, task: Task, args) -> dict:
     """Of the quantiser's step, on a batch of the trained encoder's features."""
     with torch.no_grad():
-        features = model.encode(task.images(0, args.seed))
+        features = model.encode(task.images(0, args.seed).to(args.device))
     state = model.quantizer.state_dict()
     return quantizer_cost.measure(
-        args.out / "features.pt", features, task.codes, LEARNING, state, args.measure
+        args.out / "features.pt", features, task.codes, LEARNING, state, args.measure, args.device
     )
 
 
@@ -262,12 +265,12 @@ def cost_of_many(args) -> dict:
     features = torch.randn(32, DIM, 16, 16, generator=torch.Generator().manual_seed(args.seed))
     options = {"decay": 0.9, "threshold_ema_dead_code": 0.5}
     return quantizer_cost.measure(
-        args.out / "features.pt", features, LARGE, options, None, args.measure
+        args.out / "features.pt", features, LARGE, options, None, args.measure, args.device
     )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/vqvae"), every=100)
+    parser = arguments(__doc__, Path("out/vqvae"), every=100, on_device=True)
     add = parser.add_argument
     add("--steps", type=int, default=600, help="on the pictures; half as many on the digits")
     add("--data", choices=["digits", "pictures", "both"], default="both", help="what to train on")

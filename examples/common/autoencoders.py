@@ -152,7 +152,7 @@ class EagerVectorQuantizer(nn.Module):
         self._set_codes()
         if self.threshold:
             dead = self.cluster_size < self.threshold
-            samples = rows[self._spread(int(dead.sum()), len(rows))]
+            samples = rows[self._spread(int(dead.sum()), len(rows), rows.device)]
             self.embed[dead] = samples
             self.cluster_size[dead] = self.threshold
             self.embed_avg[dead] = samples * self.threshold
@@ -163,8 +163,8 @@ class EagerVectorQuantizer(nn.Module):
         self.embed.copy_(self._normal(self.embed_avg / size[:, None]))
 
     @staticmethod
-    def _spread(count: int, rows: int) -> Tensor:
+    def _spread(count: int, rows: int, device: torch.device) -> Tensor:
         """`count` different places among `rows`, evenly spread from a random start."""
-        turn, start = torch.randint(2**62, (2, 1))
-        order = (torch.arange(count) + turn) % max(count, 1)
+        turn, start = torch.randint(2**62, (2, 1), device=device)
+        order = (torch.arange(count, device=device) + turn) % max(count, 1)
         return (order * rows + start % rows) // max(count, 1)

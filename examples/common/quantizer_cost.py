@@ -25,17 +25,17 @@ def quantizer(
     return tw.nn.VectorQuantizer(dim, codes, accept_image_fmap=True, **options)
 
 
-def prepare(name: str, path: str) -> Call:
+def prepare(name: str, path: str, device: str = "cpu") -> Call:
     """One training step, forward and backward, from the features and codes in a file."""
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, map_location=device, weights_only=True)
     features, state = saved["features"].requires_grad_(), saved["state"]
-    ours = quantizer("tilewise", features.shape[1], saved["codes"], **saved["options"])
+    ours = quantizer("tilewise", features.shape[1], saved["codes"], **saved["options"]).to(device)
     if state:
         ours.load_state_dict(state)
     module = ours
     if name == "eager":
         module = quantizer("eager", features.shape[1], saved["codes"], **saved["options"])
-        module.copy_state(ours)
+        module.to(device).copy_state(ours)
     gradient = torch.randn_like(features)
 
     def step(features=features, gradient=gradient):
@@ -49,17 +49,18 @@ def prepare(name: str, path: str) -> Call:
 
 def measure(
     path: Path, features: Tensor, codes: int, options: dict, state: dict | None = None,
-    seconds: float = 3.0,
+    seconds: float = 3.0, device: str = "cpu",
 ) -> dict:  # fmt: skip
     """Of each quantiser the median milliseconds in this process, and the extra peak memory in MB
     in a fresh one. `features` (B, dim, h, w); `state` is that of a trained `VectorQuantizer`."""
     torch.save({"features": features, "codes": codes, "options": options, "state": state}, path)
     try:
         torch.manual_seed(0)
-        calls = {name: prepare(name, str(path)) for name in NAMES}
-        times = time_interleaved(calls, seconds=seconds)
+        calls = {name: prepare(name, str(path), device) for name in NAMES}
+        times = time_interleaved(calls, device, seconds)
         del calls
-        peaks = peak_bytes_each(prepare, [{"name": n, "path": str(path.resolve())} for n in NAMES])
+        where = {"path": str(path.resolve()), "device": device}
+        peaks = peak_bytes_each(prepare, [{"name": name, **where} for name in NAMES])
     finally:
         path.unlink()
     rows = features.numel() // features.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +30,22 @@ def _unit(images: Tensor) -> Tensor:
 def rebuild(model, images: Tensor) -> Tensor:
     """What the model makes of each picture, in evaluation mode."""
     model.eval()
-    return torch.cat([model(part)[0] for part in images.split(CHUNK)]).clamp(0, 1)
+    parts = on_device_of(model, images)
+    return torch.cat([model(part)[0].cpu() for part in parts]).clamp(0, 1)
 
 
 @torch.no_grad()
 def tokenize(model, images: Tensor) -> Tensor:
     """int64 (N, h, w): the code of each cell."""
     model.eval()
-    return torch.cat([model.quantizer(model.encode(part))[1] for part in images.split(CHUNK)])
+    parts = on_device_of(model, images)
+    return torch.cat([model.quantizer(model.encode(part))[1].cpu() for part in parts])
+
+
+def on_device_of(model, images: Tensor) -> Iterator[Tensor]:
+    """Chunks of the pictures, each where the model is."""
+    device = next(model.parameters()).device
+    return (part.to(device) for part in images.split(CHUNK))
 
 
 def usage(tokens: Tensor, codes: int) -> dict:

@@ -81,9 +81,9 @@ def differences(ours: list[float], theirs: list[float]) -> torch.Tensor:
     return (a - b).abs() / b
 
 
-def machine() -> str:
+def machine(device: str = "cpu") -> str:
     """Processor, threads and torch version: what every measured number depends on."""
-    name, threads = measured.machine("cpu")
+    name, threads = measured.machine(device)
     return f"{name}, {threads} threads, torch {torch.__version__}"
 
 

