@@ -281,7 +281,7 @@ def killed(arguments, checkpoint):
 
 @pytest.mark.parametrize("end", [interrupted, pytest.param(killed, marks=pytest.mark.slow)])
 def test_a_torn_run_goes_on_with_the_same_curve(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(large_batch, "measure", lambda batch, dim: ALONE)
+    monkeypatch.setattr(large_batch, "measure", lambda batch, dim, device: ALONE)
     monkeypatch.setattr(siglip_report, "sheet", lambda *_: None)
     monkeypatch.setattr(siglip, "nearest_pixel", lambda *_: retrieval.chance(475))
     whole, torn = tmp_path / "whole", tmp_path / "torn"
@@ -340,14 +340,14 @@ def test_losses_are_measured_in_a_process_of_their_own(monkeypatch):
     found = large_batch.measure(2048, 64)
     assert found["eager"]["peak_mb"] > 50 > 2 * found["fused"]["peak_mb"] > 0
     assert 0 < found["fused"]["seconds"] < 10
-    monkeypatch.setattr(large_batch, "_fits", lambda batch: False)
+    monkeypatch.setattr(large_batch, "_fits", lambda batch, device: False)
     nothing = SimpleNamespace(stdout="{}")
     monkeypatch.setattr(large_batch.subprocess, "run", lambda *_, **__: nothing)
     assert large_batch.measure(1024, 64) == {"fused": None, "eager": None}
 
 
 def test_small_run_compares_the_losses_and_writes_the_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(large_batch, "measure", lambda batch, dim: ALONE)
+    monkeypatch.setattr(large_batch, "measure", lambda batch, dim, device: ALONE)
     sizes = ["--steps", "12", "--batch-size", "32", "--every", "6"]
     results = siglip.main(
         ["--out", str(tmp_path), *sizes, "--large-batch", "512", "--large-steps", "2"]

@@ -1,0 +1,42 @@
+"""A kernel has few binaries, whatever sizes come: each takes seconds to compile in training."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.harness.measure import ROOT
+
+MOST = 4  # over all sizes of one dtype: whether rows and columns fill tiles, and how D is aligned
+# Random ops take short rows whole: their tile is the next power of two of the columns.
+BY_COLUMNS = {"sample_rows": 6, "select_from_rows": 6, "sample_tile": 7}
+
+
+def lines(*arguments: str) -> list[list[str]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.triton_tools.specialisations", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_few_binaries_for_all_sizes(arch):
+    found = lines("--arch", arch)
+    assert len({op for op, *_ in found}) == 9
+    for _, kernel, count in found:
+        assert int(count) <= BY_COLUMNS.get(kernel, MOST), kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["sigmoid_loss", "hard_negatives", "gumbel_softmax"])
+def test_batches_share_binaries(op):
+    """Whatever the rows, one for those that fill tiles, and one for those that do not."""
+    for _, kernel, count, sizes in lines("--op", op, "--sizes"):
+        last = [size.split("x")[-1] for size in sizes.split(", ")]
+        assert int(count) == len(last)
+        assert max(map(last.count, last)) <= 2, kernel
