@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.harness import plot, predict, registry, report, small, verify
+from benchmarks.baselines.peers import PEERS, installed
+from benchmarks.harness import gpu, plot, predict, registry, report, small, verify
 from benchmarks.harness.bench import COMPILED, OURS, PRODUCTS, Case, Implementation, Inputs
 from benchmarks.harness.measure import (
     ROOT,
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(arguments)
     ops = registry.names() if options.op == "all" else [options.op]
+    if absent := [name for name in PEERS if not installed(name)]:
+        console.print(f"not installed, and not compared with: {', '.join(absent)}")
     with Meter(prepare) as meter:
         return max([_run(op, options, meter) for op in ops])
 
@@ -222,6 +225,10 @@ class Run:
             row.median_ms, row.q25_ms, row.q75_ms = spread.median, spread.q25, spread.q75
             if PRODUCTS in times:
                 row.ratio_to_products = ratio(mine, times[PRODUCTS])
+            if self.device == "cuda":
+                call = calls[row.implementation]
+                row.graph_ms, row.cold_ms = gpu.graph_ms(call), gpu.cold_ms(call)
+                row.clocks = gpu.clocks()
             if row.baseline in times:
                 row.ratio_to_baseline = ratio(mine, times[row.baseline])
         if self.benchmark.mistakes:

@@ -12,6 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+PEERS = ("open_clip", "diffusers", "vector_quantize_pytorch", "faiss", "sklearn", "siglip_kernel")
+
 
 @functools.cache
 def compiled(function: Callable) -> Callable:

@@ -29,7 +29,9 @@ class Row:
 
     `status` is "measured", "predicted", or "skipped: ..."; `verified` whether the op's tests passed
     just before, on this device. Of predicted rows, q25 and q75 are the best and the worst case of
-    the model. `wrong` entries were found among the `checked` ones of a result.
+    the model. `wrong` entries were found among the `checked` ones of a result. On a GPU `median_ms`
+    is the wall clock, `graph_ms` the time from a CUDA graph and `cold_ms` that of the device on a
+    cold cache, see `gpu`; `clocks` is what nvidia-smi said right after.
     """
 
     op: str
@@ -45,6 +47,9 @@ class Row:
     median_ms: float | None = None
     q25_ms: float | None = None
     q75_ms: float | None = None
+    graph_ms: float | None = None
+    cold_ms: float | None = None
+    clocks: str = ""
     peak_bytes: int | None = None
     flops: int | None = None
     moved_bytes: int | None = None
@@ -163,6 +168,9 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
             headings.insert(2, "× products alone")
         if any(row.wrong is not None for row in rows):
             headings.append("wrong")
+        on_gpu = any(row.cold_ms is not None for row in rows)
+        if on_gpu:
+            headings[1:1] = ["graph", "cold"]
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         previous = ""
@@ -171,7 +179,8 @@ def print_tables(rows: Sequence[Row], console: Console) -> None:
                 table.add_section()
                 table.add_row(f"[bold]{row.case}")
             previous = row.case
-            table.add_row(f"  {row.implementation}", *_cells(row, products)[: len(headings)])
+            cells = _cells(row, products, on_gpu)[: len(headings)]
+            table.add_row(f"  {row.implementation}", *cells)
         console.print(table)
 
 
@@ -185,14 +194,16 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _heading(row: Row) -> str:
-    note = "" if row.verified else "\n[bold red]NOT VERIFIED: the op's tests were not run"
+    note = "\nverified: the op's tests ran on this device just before"
+    if not row.verified:
+        note = "\n[bold red]NOT VERIFIED: the op's tests were not run"
     return (
         f"{row.machine}, {row.threads} threads; torch {row.torch}, "
         f"tilewise {row.tilewise} {row.commit}{note}"
     )
 
 
-def _cells(row: Row, products: bool) -> list[str]:
+def _cells(row: Row, products: bool, on_gpu: bool) -> list[str]:
     if row.status != MEASURED:
         return ["", row.status.removeprefix("skipped: ")]
     spread = ""
@@ -202,7 +213,8 @@ def _cells(row: Row, products: bool) -> list[str]:
     ratios = [row.ratio_to_products] * products + [row.ratio_to_baseline]
     shown = ["" if r is None else f"{r:.2f}" for r in ratios]
     wrong = "" if row.wrong is None else f"{row.wrong} of {row.checked}"
-    return [_ms(row.median_ms), spread, *shown, peak, wrong]
+    of_device = [_ms(row.graph_ms), _ms(row.cold_ms)] if on_gpu else []
+    return [_ms(row.median_ms), *of_device, spread, *shown, peak, wrong]
 
 
 def _ms(value: float | None) -> str:
