@@ -141,12 +141,15 @@ void multiply_with_tiles(const MatrixProduct& p) {
   static_assert(kPanel == 2 * kTileSize && kWidth == kPanel && kChunk % kTileSize == 0);
   const TileShapes shapes;
   const int64_t depth = depth_of(p.depth, true), panel_depth = padded_depth(depth);
+  const auto* panels = static_cast<const float*>(p.right);
   alignas(64) float copied[kTileRows * kChunk], edge[kTileRows * kPanel] = {};
   for (int64_t k = 0; k < depth; k += kChunk) {
     const int64_t n = smaller(kChunk, panel_depth - k);
     const bool accumulate = p.accumulate || k > 0, partial = 2 * (k + n) > p.depth;
     for (int64_t j = 0; j < p.cols; j += kPanel) {
-      const float* right = static_cast<const float*>(p.right) + j * panel_depth + k * kPanel;
+      const float* right = panels + j * panel_depth + k * kPanel;
+      const float* next =
+          j + kPanel < p.cols ? right + kPanel * panel_depth : panels + (k + kChunk) * kPanel;
       const int64_t cols = smaller(kPanel, p.cols - j);
       for (int64_t i = 0; i < p.rows; i += kTileRows) {
         const int64_t rows = smaller(kTileRows, p.rows - i);
@@ -156,7 +159,8 @@ void multiply_with_tiles(const MatrixProduct& p) {
         if (copy) copy_left(p, i, rows, k, kTileRows, copied);
         if (!whole && accumulate) copy_block(out, p.stride, rows, cols, edge, kPanel);
         multiply_tiles(copy ? copied : left, copy ? kChunk : p.left.stride, right, n,
-                       whole ? out : edge, whole ? p.stride : kPanel, accumulate);
+                       next + n * kLinesAhead * (i / kTileRows), whole ? out : edge,
+                       whole ? p.stride : kPanel, accumulate);
         if (!whole) copy_block(edge, kPanel, rows, cols, out, p.stride);
       }
     }

@@ -38,10 +38,15 @@ class TileShapes {
   TileShapes(const TileShapes&) = delete;
 };
 
+// Lines that a step of 16 pairs fetches ahead: half of what it reads of the right factor, which
+// twice as many rows read again. Tiles are multiplied sooner than lines come from the third cache.
+constexpr int64_t kLinesAhead = 16;
+
 // out (32, 32) = or += left (32, depth) @ right (depth, 32), in pairs; depth: a multiple of 16.
+// `next` is read soon, kLinesAhead lines of it for each step.
 TILEWISE_INLINE void multiply_tiles(const float* left, int64_t stride, const float* right,
-                                    int64_t depth, float* out, int64_t out_stride,
-                                    bool accumulate) {
+                                    int64_t depth, const float* next, float* out,
+                                    int64_t out_stride, bool accumulate) {
   constexpr int64_t right_bytes = 2 * kTileSize * sizeof(float);
   const int64_t left_bytes = stride * sizeof(float), out_bytes = out_stride * sizeof(float);
   float* below = out + kTileSize * out_stride;
@@ -54,6 +59,9 @@ TILEWISE_INLINE void multiply_tiles(const float* left, int64_t stride, const flo
     __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" ::);
   }
   for (int64_t k = 0; k < depth; k += kTileSize) {
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < kLinesAhead; ++line) __builtin_prefetch(next + 16 * line, 0, 2);
+    next += 16 * kLinesAhead;
     TILEWISE_LOAD_TILE(4, left + k, left_bytes);
     TILEWISE_LOAD_TILE(6, right + 2 * kTileSize * k, right_bytes);
     TILEWISE_MULTIPLY_TILES(0, 4, 6);
