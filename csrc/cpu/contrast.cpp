@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "pages.h"
 #include "rows.h"
 #include "simd/transpose.h"
 
@@ -257,8 +258,10 @@ FeatureGradients::FeatureGradients(const Features& features, bool need_rows, boo
   const bool any = features.rows.size(0) && features.cols.size(0);
   const auto gradient = [&](bool needed, const Tensor& x) {
     if (!needed) return at::empty({0}, features.options());
-    return any ? at::empty(x.sizes(), features.options())
-               : at::zeros(x.sizes(), features.options());
+    if (!any) return at::zeros(x.sizes(), features.options());
+    const Tensor out = at::empty(x.sizes(), features.options());
+    fetch_pages(out.mutable_data_ptr(), static_cast<int64_t>(out.nbytes()));
+    return out;
   };
   rows = gradient(need_rows, features.rows);
   cols = gradient(need_cols, features.cols);
