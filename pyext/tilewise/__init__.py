@@ -14,5 +14,6 @@ from tilewise import smooth as smooth
 from tilewise._backend import backend as backend
 from tilewise._backend import backends as backends
 from tilewise.ops import *  # noqa: F403  # each function that it names
+from tilewise.receptive_field import receptive_field as receptive_field
 
 __version__ = "0.1.0"
