@@ -34,6 +34,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 OLDEST_TORCH = (2, 9)
+NEEDS_CXX20 = (2, 14)  # the first torch whose headers do
 ANY_TORCH = "torch>={}.{}".format(*OLDEST_TORCH)
 
 # No contraction: where a sum must not depend on the instruction set, FMA would change its bits.
@@ -69,6 +70,11 @@ def torch_version():
         return None
 
 
+def release(version):
+    """(2, 14) of "2.14.1+cpu"."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
 def compiler():
     return os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
 
@@ -78,7 +84,7 @@ def what_is_missing():
     torch = torch_version()
     if torch is None:
         return "torch was not installed where it was built"
-    if tuple(map(int, re.findall(r"\d+", torch)[:2])) < OLDEST_TORCH:
+    if release(torch) < OLDEST_TORCH:
         return f"torch {torch} is too old, expected {ANY_TORCH}"
     if importlib.util.find_spec("ninja") is None:
         return "ninja is not installed (pip install ninja)"
@@ -102,6 +108,8 @@ def torch_flags():
     includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
     compile_flags = [f"-isystem{path}" for path in includes]
     compile_flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
+    if release(torch.__version__) >= NEEDS_CXX20:
+        compile_flags.append("-std=c++20")  # of two standards the last one counts
     link_flags = [f"-L{path}" for path in cpp_extension.library_paths()]
     link_flags += ["-lc10", "-ltorch_cpu", "-ltorch_python", "-fopenmp"]
     return compile_flags, link_flags

@@ -39,6 +39,7 @@ if [ $DRY = 1 ]; then
   stage environment 60 "$PYTHON" -c "from tools import gpu_environment as e; e.main()"
   stage tests 120 env TILEWISE_TEST_DEVICE=meta "$PYTHON" -m pytest -q --collect-only \
     tests/backends/test_devices_gpu.py
+  skip compile "a dry run"
   skip sanitizer "a dry run"
   stage filter 120 "$PYTHON" -m tools.filter_against_brute --device cpu --rows 200
   stage bench 60 "$PYTHON" -m benchmarks.run --help

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from setuptools import Distribution
 
 from tilewise import _extension
@@ -137,6 +138,15 @@ def test_what_is_missing_is_named(setup, monkeypatch):
     monkeypatch.setattr(setup, "torch_version", lambda: "2.8.1+cpu")
     assert setup.what_is_missing() == "torch 2.8.1+cpu is too old, expected torch>=2.9"
     assert setup.requirements()[0] == "torch>=2.9"
+
+
+@pytest.mark.parametrize("version, standard", [
+    ("2.9.1", 17), ("2.13.0+cpu", 17), ("2.14.0", 20), ("2.15.0.dev20261101", 20), ("3.0.0", 20),
+])
+def test_standard_is_the_one_that_torchs_headers_need(setup, monkeypatch, version, standard):
+    monkeypatch.setattr(torch, "__version__", version)
+    flags = setup.CXXFLAGS + setup.torch_flags()[0]
+    assert [flag for flag in flags if "-std" in flag][-1] == f"-std=c++{standard}"
 
 
 def test_the_compilers_first_error_is_the_reason(setup, tmp_path, capfd):
