@@ -7,6 +7,7 @@ from torch import Tensor
 from tilewise.kernels import _contrast
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Chunk, Launch
+from tilewise.kernels._cross_entropy_ids import begin_counted_sides, match_ids
 from tilewise.kernels._cross_entropy_sums import (
     BLOCK,
     PARTS,
@@ -60,13 +61,6 @@ class Side:
         """One that `begin_sides` fills."""
         return cls(like.new_empty(n, dtype=torch.float64))
 
-    @classmethod
-    def of(cls, matches: Tensor, others: int, smoothing: float, share: float) -> "Side":
-        """The mean over those that have a match, times `share`; `matches` (n,): how many each."""
-        matched = matches > 0
-        weight = torch.where(matched, share / matched.sum().clamp(min=1).double(), 0.0)
-        return cls(weight, (1 - smoothing) / matches.clamp(min=1), smoothing / max(others, 1))
-
     @property
     def matched(self) -> Tensor:
         return self.weight != 0
@@ -89,17 +83,11 @@ class Side:
         self.state[:, FACTOR.value] = torch.where(self.matched, self.weight / total, 0.0)
 
 
-def count_matches(ids: Tensor, others: Tensor) -> Tensor:
-    """(rows,): how many of the others equal each."""
-    others = others.sort().values
-    return torch.searchsorted(others, ids, right=True) - torch.searchsorted(others, ids)
-
-
 class CrossEntropy:
     """One call's operands, and the launches on a chunk of them.
 
-    Cross entropies of the rows, and of the columns unless only rows choose. One of `weigh` and
-    `weigh_pairs` comes first.
+    Cross entropies of the rows, and of the columns unless only rows choose. One of the methods
+    that weigh comes first; `results` calls it.
     """
 
     def __init__(
@@ -126,21 +114,45 @@ class CrossEntropy:
         for side in sides:
             side.begin(self.unit)
 
-    def weigh_pairs(self, positives: int | None, both: bool, smoothing: float) -> None:
-        """Row i and column i + positives match: the mean over rows; with `both`, half of it."""
+    def _begin(self, both: bool) -> tuple[tuple, int]:
+        """Room for sides; what kernels that fill them take of it, and in how many programs."""
         rows, cols = len(self.image), len(self.text)
-        offset = cols if positives is None else min(max(positives, -rows), cols)
-        pairs = max(min(rows, cols - offset) - max(-offset, 0), 0)
         self.of_rows = Side.empty(rows, self.scale)
         self.of_cols = Side.empty(cols, self.scale) if both else None
         self.scalars = self.scale.new_empty(2)
         self.unit = self.scale.new_empty((), dtype=torch.float64)
         of_cols = (None, None) if self.of_cols is None else self.of_cols.at(slice(None))[:2]
         blocks = triton.cdiv(rows, BLOCK) + (triton.cdiv(cols, BLOCK) if both else 0)
-        begin_sides[(1 + blocks,)](
-            self.scale, self.scalars, self.unit, *self.of_rows.at(slice(None))[:2], *of_cols,
-            rows, cols, offset, max(pairs, 1), self.stored * (1 - smoothing),
-            self.stored * smoothing / max(cols, 1), self.stored * smoothing / max(rows, 1),
+        return (*self.of_rows.at(slice(None))[:2], *of_cols), 1 + blocks
+
+    def weigh_ids(
+        self, image_ids: Tensor, text_ids: Tensor, both: bool, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Equal ids match: the mean over those with a match, sharing. Returns numbers for ids."""
+        sides, programs = self._begin(both)
+        ids = torch.cat([image_ids, text_ids])
+        known, order = ids.sort(stable=True)
+        numbers, counts = (ids.new_empty(len(ids), dtype=torch.int32) for _ in range(2))
+        rows, cols = len(self.image), len(self.text)
+        match_ids[(max(triton.cdiv(len(ids), BLOCK), 1),)](
+            ids, known, order, numbers, counts, rows, cols, len(ids).bit_length(), BLOCK=BLOCK
+        )
+        begin_counted_sides[(programs,)](
+            self.scale, self.scalars, self.unit, counts, *sides, rows, cols, smoothing,
+            WEIGHT=self.stored, BLOCK=BLOCK,
+        )
+        return numbers[:rows], numbers[rows:]
+
+    def weigh_pairs(self, positives: int | None, both: bool, smoothing: float) -> None:
+        """Row i and column i + positives match: the mean over rows; with `both`, half of it."""
+        sides, programs = self._begin(both)
+        rows, cols = len(self.image), len(self.text)
+        offset = cols if positives is None else min(max(positives, -rows), cols)
+        pairs = max(min(rows, cols - offset) - max(-offset, 0), 0)
+        begin_sides[(programs,)](
+            self.scale, self.scalars, self.unit, *sides, rows, cols, offset, max(pairs, 1),
+            self.stored * (1 - smoothing), self.stored * smoothing / max(cols, 1),
+            self.stored * smoothing / max(rows, 1),
             WEIGHT=self.stored, UNIT=self.stored * (2 if both else 1), BLOCK=BLOCK,
         )
 
@@ -180,15 +192,20 @@ class CrossEntropy:
         )
 
     def results(
-        self, positives: int | None, ids: tuple[Tensor, Tensor] | None, cols: int, size: int,
-        needs: tuple[bool, bool, bool],
+        self, positives: int | None, ids: tuple[Tensor | None, Tensor | None], both: bool,
+        smoothing: float, size: tuple[int, int], needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss and its gradients by both features and the scale, empty where not needed.
 
-        Chunks have at most `cols` columns, and gradients of `size` bytes.
+        `both`: columns choose among rows, too. Chunks have at most so many columns, and gradients
+        of so many bytes, as `size` says.
         """
-        shape = _contrast.chunk_size(self.image, self.text, self.launch.tile, cols, size)
-        numbers = ids and _contrast.renumber(*ids)
+        numbers = None
+        if ids[0] is None or ids[1] is None:
+            self.weigh_pairs(positives, both, smoothing)
+        else:
+            numbers = self.weigh_ids(ids[0], ids[1], both, smoothing)
+        shape = _contrast.chunk_size(self.image, self.text, self.launch.tile, *size)
         chunks = list(_contrast.chunks(self.image, self.text, positives, numbers, shape))
         programs = self.launch.programs(chunks)
         targets = self.scale.new_empty(sum(programs))

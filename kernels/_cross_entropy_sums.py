@@ -15,18 +15,25 @@ PARTS = 16  # of them at a time
 
 
 @triton.jit
+def store_side(i, inside, side_ptr, weight_ptr, weight, target, smooth):
+    """What is known of rows before pass 1: their weights, and nothing of their exponentials."""
+    tl.store(weight_ptr + i, weight.to(tl.float64), mask=inside)
+    side_ptr += i.to(tl.int64) * 4
+    tl.store(side_ptr + LARGEST, tl.full(i.shape, LOWEST, tl.float32), mask=inside)
+    tl.store(side_ptr + FACTOR, tl.zeros(i.shape, tl.float32), mask=inside)
+    tl.store(side_ptr + TARGET, target.to(tl.float32), mask=inside)
+    tl.store(side_ptr + SMOOTH, smooth.to(tl.float32), mask=inside)
+
+
+@triton.jit
 def begin_side(block, side_ptr, weight_ptr, size, others, offset, weight, target, smooth,
                BLOCK: tl.constexpr):
     """The state of BLOCK rows before pass 1; row i has a match if there is another i + offset."""
     i = block * BLOCK + tl.arange(0, BLOCK)
     matched = (i + offset >= 0) & (i + offset < others)
     inside = i < size
-    tl.store(weight_ptr + i, tl.where(matched, weight, 0.0).to(tl.float64), mask=inside)
-    side_ptr += i.to(tl.int64) * 4
-    tl.store(side_ptr + LARGEST, tl.full((BLOCK,), LOWEST, tl.float32), mask=inside)
-    tl.store(side_ptr + FACTOR, tl.zeros((BLOCK,), tl.float32), mask=inside)
-    tl.store(side_ptr + TARGET, tl.where(matched, target, 0.0), mask=inside)
-    tl.store(side_ptr + SMOOTH, tl.where(matched, smooth, 0.0), mask=inside)
+    weight, target = tl.where(matched, weight, 0.0), tl.where(matched, target, 0.0)
+    store_side(i, inside, side_ptr, weight_ptr, weight, target, tl.where(matched, smooth, 0.0))
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "offset", "pairs", "target", "row_smooth",

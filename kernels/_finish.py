@@ -26,6 +26,16 @@ def total(parts_ptr, count, stride, STEP: tl.constexpr = 1024):
 
 
 @triton.jit
+def matched_rows(count_ptr, rows, STEP: tl.constexpr = 1024):
+    """How many of the `rows` have a match, from the number of each one's; int32."""
+    matched = tl.zeros((STEP,), tl.int32)
+    for first in range(0, rows, STEP):
+        i = first + tl.arange(0, STEP)
+        matched += (tl.load(count_ptr + i, mask=i < rows, other=0) > 0).to(tl.int32)
+    return tl.sum(matched)
+
+
+@triton.jit
 def scale_block(block, in_ptr, out_ptr, rows, stride, depth, factor, ROWS: tl.constexpr,
                 COLS: tl.constexpr):
     """out = in * factor for ROWS rows; in (rows, >= depth), out (rows, depth) contiguous."""

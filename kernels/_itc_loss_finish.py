@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tilewise.kernels._contrast import LOWEST, of_scale, with_parts
-from tilewise.kernels._finish import total
+from tilewise.kernels._finish import matched_rows, total
 
 MERGED, PARTS = 32, 64  # rows of a program that merges parts, and parts at a time
 FINISHED = 1024  # elements of d_query, or of sums, that a program has at a time: they are float64
@@ -45,16 +45,6 @@ def sum_of_parts(parts_ptr, i, inside, padded, parts, PARTS: tl.constexpr):
     return tl.where(inside, sums, 1.0)
 
 
-@triton.jit
-def weight_of_each(count_ptr, rows, STEP: tl.constexpr = 1024):
-    """What a query counts in the mean over the `rows` queries that have a match."""
-    matched = tl.zeros((STEP,), tl.int32)
-    for first in range(0, rows, STEP):
-        i = first + tl.arange(0, STEP)
-        matched += (tl.load(count_ptr + i, mask=i < rows, other=0) > 0).to(tl.int32)
-    return 1.0 / tl.maximum(tl.sum(matched), 1).to(tl.float64)
-
-
 @triton.jit(do_not_specialize=["first", "rows", "all_rows", "student", "rest", "parts", "padded"])
 def finish_queries(
     scale_ptr, alpha_ptr,  # one float32 each
@@ -84,7 +74,8 @@ def finish_queries(
     alpha = tl.load(alpha_ptr).to(tl.float64)
     sign = tl.where(scale < 0, -1.0, 1.0)
     has_match = tl.load(count_ptr + first + i, mask=inside, other=0) > 0
-    weight = tl.where(has_match, weight_of_each(count_ptr, all_rows), 0.0)
+    matched = tl.maximum(matched_rows(count_ptr, all_rows), 1)
+    weight = tl.where(has_match, 1.0 / matched.to(tl.float64), 0.0)
     if TEACHER:
         of_teacher = alpha / sum_of_parts(sums_ptr, i, inside, padded, parts, COLS)
     if NEED_MEAN:

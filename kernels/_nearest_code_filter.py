@@ -48,6 +48,7 @@ from tilewise.kernels._nearest_code_exact import lane_sum
 
 BOUNDS = tl.constexpr(4)  # for each row: beta, A, B, C
 LIMITS = tl.constexpr(3)  # for each group: P, Q, T
+MEASURING = tl.constexpr(1024)  # programs that measure codes, at most
 
 
 @triton.jit
@@ -78,48 +79,112 @@ def first_code(group, TILE_N: tl.constexpr, SIZE: tl.constexpr):
     return group // STEP * TILE_N + group % STEP
 
 
+@triton.jit
+def ordered(bits):
+    """int32 that order like the finite float32 of these bits do; and from these the bits again."""
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def of_rank(x, keep, rank):
+    """(len(x),) the element of each row of finite x (n, m) that `rank` kept ones come before."""
+    keys = tl.where(keep, ordered(x.to(tl.int32, bitcast=True)), 0x7FFFFFFF)
+    negative = tl.sum((keys < 0).to(tl.int32), 1)
+    found = tl.where(negative <= rank, 0, -(2**31))
+    for i in range(31):  # bit by bit: the largest number that no more than `rank` are less than
+        more = found | (1 << (30 - i))
+        less = tl.sum((keys < more[:, None]).to(tl.int32), 1)
+        found = tl.where(less <= rank, more, found)
+    return ordered(found).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["codes", "step"])
+def centre_codes(
+    code_ptr,  # (H, codes, dim), unit stride in a row
+    centre_ptr,  # out: (H, dim) float32
+    codes, step, dim, head_stride, code_stride,
+    METRIC: tl.constexpr, SAMPLE: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr,
+):
+    """Medians of every step-th code, at most SAMPLE of them: single codes cannot move them far.
+
+    Any finite centre is right.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    i = tl.arange(0, SAMPLE)
+    keep = i * step < codes
+    code_ptr += head * head_stride + (i * step).to(tl.int64) * code_stride
+    size = tl.full((SAMPLE,), 1.0, tl.float32)
+    if METRIC == "cosine":
+        squares = tl.zeros((SAMPLE,), tl.float32)
+        for d in range(0, dim, WIDTH):
+            col = d + tl.arange(0, WIDTH)[None, :]
+            c = tl.load(code_ptr[:, None] + col, mask=keep[:, None] & (col < dim), other=0.0)
+            c = c.to(tl.float32)
+            squares += tl.sum(c * c, 1)
+        size = tl.maximum(tl.sqrt(squares), 1e-12)
+    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    inside = (col < dim)[:, None] & keep[None, :]
+    c = tl.load(code_ptr[None, :] + col[:, None], mask=inside, other=0.0).to(tl.float32)
+    c = c / size[None, :]
+    c = tl.where(tl.abs(c) < float("inf"), c, 0.0)  # (COLS, SAMPLE)
+    middle = of_rank(c, keep[None, :], tl.sum(keep.to(tl.int32)) // 2)
+    tl.store(centre_ptr + head * dim + col, middle, mask=col < dim)
+
+
 @triton.jit(do_not_specialize=["codes"])
 def measure_codes(
     code_ptr,  # (H, codes, dim), unit stride in a row
     centre_ptr,  # (H, dim) float32
     norm_ptr,  # out: (H, codes) float64: |c|, not finite where c is not
-    half_ptr,  # out: (H, codes) float32: half of the largest |c - m|, or |c / |c| - m|, element
+    half_ptr,  # out: (H, programs) float32: half of the largest |c - m|, or |c / |c| - m|, element
     codes, dim, head_stride, code_stride,
     METRIC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):
     """What the scales of the codebook depend on."""
     head = tl.program_id(1).to(tl.int64)
-    code = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    keep = code < codes
-    code_ptr += head * head_stride + code[:, None].to(tl.int64) * code_stride
-    square = lane_sum(code_ptr, keep[:, None], code_ptr, keep[:, None], dim, "dot")
-    norm = tl.sqrt(square)
-    finite = norm < float("inf")
-    divisor = tl.where(finite & (norm > 0), norm, 1.0)
-    half = tl.zeros((ROWS,), tl.float64)
-    for d in range(0, dim, WIDTH):
-        col = d + tl.arange(0, WIDTH)
-        inside = col < dim
-        c = tl.load(code_ptr + col[None, :], mask=keep[:, None] & inside[None, :], other=0.0)
-        c = tl.where(finite[:, None], c.to(tl.float64), 0.0)
-        if METRIC == "cosine":
-            c = c / divisor[:, None]
-        m = tl.load(centre_ptr + head * dim + col, mask=inside, other=0.0).to(tl.float64)
-        half = tl.maximum(half, tl.max(tl.abs(c - m[None, :]), 1) * 0.5)
-    tl.store(norm_ptr + head * codes + code, norm, mask=keep)
-    tl.store(half_ptr + head * codes + code, tl.where(finite, half, 0.0).to(tl.float32), mask=keep)
+    code_ptr += head * head_stride
+    largest = tl.zeros((ROWS,), tl.float64)
+    for block in range(tl.program_id(0), tl.cdiv(codes, ROWS), tl.num_programs(0)):
+        code = block * ROWS + tl.arange(0, ROWS)
+        keep = code < codes
+        row_ptr = code_ptr + code[:, None].to(tl.int64) * code_stride
+        square = lane_sum(row_ptr, keep[:, None], row_ptr, keep[:, None], dim, "dot")
+        norm = tl.sqrt(square)
+        finite = norm < float("inf")
+        divisor = tl.where(finite & (norm > 0), norm, 1.0)
+        half = tl.zeros((ROWS,), tl.float64)
+        for d in range(0, dim, WIDTH):
+            col = d + tl.arange(0, WIDTH)
+            inside = col < dim
+            c = tl.load(row_ptr + col[None, :], mask=keep[:, None] & inside[None, :], other=0.0)
+            c = tl.where(finite[:, None], c.to(tl.float64), 0.0)
+            if METRIC == "cosine":
+                c = c / divisor[:, None]
+            m = tl.load(centre_ptr + head * dim + col, mask=inside, other=0.0).to(tl.float64)
+            half = tl.maximum(half, tl.max(tl.abs(c - m[None, :]), 1) * 0.5)
+        largest = tl.maximum(largest, tl.where(finite & keep, half, 0.0))
+        tl.store(norm_ptr + head * codes + code, norm, mask=keep)
+    half_ptr += head * tl.num_programs(0) + tl.program_id(0)
+    tl.store(half_ptr, tl.max(largest).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["codes", "padded"])
+@triton.jit
+def largest_half(half_ptr, head, parts):
+    """The largest of what `parts` programs measured, MEASURING at most."""
+    i = tl.arange(0, MEASURING)
+    return tl.max(tl.load(half_ptr + head * parts + i, mask=i < parts, other=0.0))
+
+
+@triton.jit(do_not_specialize=["codes", "padded", "parts"])
 def pack_codes(
     code_ptr,  # (H, codes, dim), unit stride in a row
     centre_ptr,  # (H, dim) float32
     norm_ptr,  # (H, codes) float64
-    half_ptr,  # (H,) float32: the largest of all codes
+    half_ptr,  # (H, parts) float32, see `largest_half`
     w_ptr,  # out: (H, padded, depth) float16, 0 outside
     bias_ptr,  # out: (H, padded) float32: h, infinite outside
     limits_ptr,  # out: (H, LIMITS, groups) float32
-    codes, padded, dim, depth, head_stride, code_stride,
+    codes, padded, parts, dim, depth, head_stride, code_stride,
     METRIC: tl.constexpr, TILE_N: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -133,7 +198,7 @@ def pack_codes(
     norm = tl.load(norm_ptr + head * codes + code, mask=keep, other=float("inf"))
     finite = norm < float("inf")
     divisor = tl.where(finite & (norm > 0), norm, 1.0)
-    t = power_of_two(code_scale(tl.load(half_ptr + head))).to(tl.float64)
+    t = power_of_two(code_scale(largest_half(half_ptr, head, parts))).to(tl.float64)
     code_ptr += head * head_stride + code[:, None].to(tl.int64) * code_stride
     w_ptr += (head * padded + code[:, None]) * depth
     squares = tl.zeros((ROWS,), tl.float64)  # |w|^2
@@ -176,15 +241,15 @@ def pack_codes(
     tl.store(limits_ptr + 2 * groups, h.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["rows", "padded"])
+@triton.jit(do_not_specialize=["rows", "padded", "parts"])
 def pack_rows(
     x_ptr,  # (H, rows, dim), unit stride in a row
     centre_ptr,  # (H, dim) float32
-    half_ptr,  # (H,) float32: what t is made of
+    half_ptr,  # (H, parts) float32, see `largest_half`: what t is made of
     norm_ptr,  # out, unless l2: (H, padded) float64: |x|
     z_ptr,  # out: (H, padded, depth) float16, 0 outside and where x is not finite
     bounds_ptr,  # out: (H, BOUNDS, padded) float32
-    rows, padded, dim, depth, head_stride, row_stride,
+    rows, padded, parts, dim, depth, head_stride, row_stride,
     sum_error, product_error,  # (D + 8) 2^-23, (depth + 64) 2^-22
     contract_error,  # (D / 8 + 16) 2^-51
     METRIC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -215,7 +280,7 @@ def pack_rows(
         square = lane_sum(x_ptr, keep[:, None], x_ptr, keep[:, None], dim, METRIC)
         tl.store(norm_ptr + head * padded + row, tl.sqrt(square))
     # Below t 2^40, so that beta cannot overflow; and x s must not, when x is large and x - m not.
-    t = code_scale(tl.load(half_ptr + head))
+    t = code_scale(largest_half(half_ptr, head, parts))
     e = tl.minimum(tl.minimum(13 - exponent(half), 100 - exponent(largest)), t + 40)
     s = power_of_two(tl.minimum(tl.maximum(e, -126), 126))
     beta = s / power_of_two(t)

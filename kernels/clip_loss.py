@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tilewise.kernels import _common, _cross_entropy
-from tilewise.kernels._cross_entropy import CrossEntropy, Side, count_matches
+from tilewise.kernels._cross_entropy import CrossEntropy
 
 CHUNK_BYTES, CHUNK_COLS = _cross_entropy.CHUNK_BYTES, _cross_entropy.CHUNK_COLS
 TILES = dict(_cross_entropy.TILES)
@@ -38,19 +38,8 @@ def clip_loss(
     CHUNK_BYTES.
     """
     with _common.launching(image_features=image_features):
-        loss = CrossEntropy(
-            image_features, text_features, logit_scale, label_smoothing > 0, TILES
-        )
-        ids = None
-        if image_ids is None or text_ids is None:
-            loss.weigh_pairs(positives, True, label_smoothing)
-        else:
-            ids = image_ids, text_ids
-            of_image, of_text = count_matches(*ids), count_matches(*ids[::-1])
-            loss.weigh(
-                Side.of(of_image, len(text_ids), label_smoothing, share=0.5),
-                Side.of(of_text, len(image_ids), label_smoothing, share=0.5),
-            )
+        loss = CrossEntropy(image_features, text_features, logit_scale, label_smoothing > 0, TILES)
         return loss.results(
-            positives, ids, CHUNK_COLS, CHUNK_BYTES, (need_image, need_text, need_scale)
+            positives, (image_ids, text_ids), True, label_smoothing,
+            (CHUNK_COLS, CHUNK_BYTES), (need_image, need_text, need_scale),
         )

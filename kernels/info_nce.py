@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tilewise.kernels import _common, _cross_entropy
-from tilewise.kernels._cross_entropy import CrossEntropy, Side, count_matches
+from tilewise.kernels._cross_entropy import CrossEntropy
 
 CHUNK_BYTES, CHUNK_COLS = _cross_entropy.CHUNK_BYTES, _cross_entropy.CHUNK_COLS
 TILES = dict(_cross_entropy.TILES)
@@ -39,13 +39,7 @@ def info_nce(
     """
     with _common.launching(query=query):
         loss = CrossEntropy(query, keys, logit_scale, label_smoothing > 0, TILES)
-        ids = None
-        if query_ids is None or key_ids is None:
-            loss.weigh_pairs(positives, False, label_smoothing)
-        else:
-            ids = query_ids, key_ids
-            matches = count_matches(*ids)
-            loss.weigh(Side.of(matches, len(keys), label_smoothing, share=1.0), None)
         return loss.results(
-            positives, ids, CHUNK_COLS, CHUNK_BYTES, (need_query, need_keys, need_scale)
+            positives, (query_ids, key_ids), False, label_smoothing,
+            (CHUNK_COLS, CHUNK_BYTES), (need_query, need_keys, need_scale),
         )

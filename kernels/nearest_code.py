@@ -20,6 +20,8 @@ from tilewise.kernels._nearest_code_exact import brute
 from tilewise.kernels._nearest_code_filter import (
     BOUNDS,
     LIMITS,
+    MEASURING,
+    centre_codes,
     filter_tile,
     measure_codes,
     pack_codes,
@@ -30,7 +32,8 @@ from tilewise.kernels._nearest_code_recheck import recheck
 WORKSPACE_BYTES = 64 << 20  # rounded rows, and bounds of their distances to groups of codes
 GROUP_SIZE = 16
 MAX_HEADS = 65535  # what the second axis of a grid can hold
-CENTRE_SAMPLE = 63  # codes that the centre is taken from
+CENTRE_SAMPLE = 128  # no more codes than this, nor less than half, are the centre taken from
+CENTRE_COLS = 16  # elements of D that a program finds medians of
 
 
 class Blocks(NamedTuple):
@@ -99,7 +102,7 @@ class Packed(NamedTuple):
     """A codebook as the filter reads it; see `_nearest_code_filter`."""
 
     centre: Tensor  # (H, D) float32
-    half: Tensor  # (H,) float32
+    half: Tensor  # (H, programs that measured it) float32
     norm: Tensor  # (H, K) float64
     w: Tensor  # (H, padded, depth) float16
     bias: Tensor  # (H, padded) float32
@@ -107,14 +110,15 @@ class Packed(NamedTuple):
 
 
 def centre_of(codebook: Tensor, metric: str) -> Tensor:
-    """(H, D) float32: medians of a sample, which single codes cannot move far. Any value is right.
-    """
-    codes = codebook.shape[1]
-    sample = codebook[:, :: max(codes // CENTRE_SAMPLE, 1)].float()
-    if metric == "cosine":
-        sample = torch.nn.functional.normalize(sample, dim=-1)
-    middle = sample.sort(dim=1).values[:, sample.shape[1] // 2]
-    return middle.nan_to_num(0.0, 0.0, 0.0)
+    """(H, D) float32, see `centre_codes`."""
+    heads, codes, dim = codebook.shape
+    centre = codebook.new_empty(heads, dim, dtype=torch.float32)
+    centre_codes[(triton.cdiv(dim, CENTRE_COLS), heads)](
+        codebook, centre, codes, max(codes // (CENTRE_SAMPLE // 2 - 1), 1), dim,
+        *strides(codebook),
+        METRIC=metric, SAMPLE=CENTRE_SAMPLE, COLS=CENTRE_COLS, WIDTH=32,
+    )
+    return centre
 
 
 def strides(x: Tensor) -> tuple[int, int]:
@@ -131,18 +135,18 @@ def pack_codebook(codebook: Tensor, metric: str, plan: Plan) -> Packed:
     groups = padded // GROUP_SIZE
     centre = centre_of(codebook, metric)
     norm = codebook.new_empty(heads, codes, dtype=torch.float64)
-    halves = codebook.new_empty(heads, codes, dtype=torch.float32)
-    measure_codes[(triton.cdiv(codes, blocks.pack_rows), heads)](
-        codebook, centre, norm, halves, codes, dim, *strides(codebook),
+    measuring = min(triton.cdiv(codes, blocks.pack_rows), MEASURING.value)
+    half = codebook.new_empty(heads, measuring, dtype=torch.float32)
+    measure_codes[(measuring, heads)](
+        codebook, centre, norm, half, codes, dim, *strides(codebook),
         METRIC=metric, ROWS=blocks.pack_rows, WIDTH=blocks.pack_width, **plan.options,
     )
-    half = halves.amax(1)
     w = codebook.new_empty(heads, padded, depth, dtype=torch.float16)
     bias = codebook.new_empty(heads, padded, dtype=torch.float32)
     limits = codebook.new_empty(heads, LIMITS.value, groups, dtype=torch.float32)
     pack_codes[(triton.cdiv(groups, blocks.pack_groups), heads)](
-        codebook, centre, norm, half, w, bias, limits, codes, padded, dim, depth,
-        *strides(codebook),
+        codebook, centre, norm, half, w, bias, limits, codes, padded, measuring, dim,
+        depth, *strides(codebook),
         METRIC=metric, TILE_N=tile.cols, SIZE=GROUP_SIZE, GROUPS=blocks.pack_groups,
         WIDTH=blocks.pack_width,
     )
@@ -160,8 +164,8 @@ def launch_pack_rows(
     z = x.new_empty(heads, padded, depth, dtype=torch.float16)
     bounds = x.new_empty(heads, BOUNDS.value, padded, dtype=torch.float32)
     pack_rows[(padded // plan.blocks.pack_rows, heads)](
-        x, packed.centre, packed.half, norm, z, bounds, rows, padded, dim, depth,
-        *strides(x),
+        x, packed.centre, packed.half, norm, z, bounds, rows, padded,
+        packed.half.shape[1], dim, depth, *strides(x),
         (dim + 8) * 2.0**-23, (depth + 64) * 2.0**-22, (dim / 8 + 16) * 2.0**-51,
         METRIC=metric, ROWS=plan.blocks.pack_rows, WIDTH=plan.blocks.pack_width, **plan.options,
     )

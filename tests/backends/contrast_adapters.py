@@ -198,6 +198,11 @@ CLIP = Contrast(
             "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
             "col_weight_ptr",
         ],
+        _cross_entropy.match_ids: ["number_ptr", "count_ptr"],
+        _cross_entropy.begin_counted_sides: [
+            "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
+            "col_weight_ptr",
+        ],
         _cross_entropy.merge_sums: [
             Updated("row_side_ptr"), "row_log_ptr", Updated("col_side_ptr"), "col_log_ptr",
         ],

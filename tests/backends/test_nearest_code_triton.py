@@ -21,6 +21,7 @@ from tilewise.reference.nearest_code import NearestCode, _distance
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BY_NAME = {case.name: case for case in CASES}
 OUTPUTS = {
+    _nearest_code_filter.centre_codes: ["centre_ptr"],
     _nearest_code_filter.measure_codes: ["norm_ptr", "half_ptr"],
     _nearest_code_filter.pack_codes: ["w_ptr", "bias_ptr", "limits_ptr"],
     _nearest_code_filter.pack_rows: ["norm_ptr", "z_ptr", "bounds_ptr"],
@@ -96,7 +97,9 @@ def check_accesses(*args):
     return [kernel.fn.__name__ for kernel, *_ in launches]
 
 
-ALL = ["measure_codes", "pack_codes", "pack_rows", "filter_tile", "recheck", "brute"]
+ALL = [
+    "centre_codes", "measure_codes", "pack_codes", "pack_rows", "filter_tile", "recheck", "brute",
+]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -129,11 +132,24 @@ def test_memory_accesses_of_brute_force(monkeypatch, metric):
     assert check_accesses(x[..., :0], codes[..., :0], metric, 1, None) == ALL[-1:]
 
 
+@pytest.mark.parametrize("codes", [1, 2, 125, 126, 300])
+def test_centre_is_the_median_of_a_sample(codes):
+    """Of elements of either sign, and of what is not finite as of 0."""
+    codebook = torch.randn(2, codes, 19)
+    codebook[0, :, 3], codebook[1, 0, 4] = -3e38, float("nan")
+    sample = codebook[:, :: max(codes // 63, 1)].nan_to_num()
+    middle = sample.sort(1).values[:, sample.shape[1] // 2]
+    assert torch.equal(kernels.centre_of(codebook, "l2"), middle)
+    unit = torch.nn.functional.normalize(codebook[1:, :: max(codes // 63, 1), :3], dim=2)
+    middle = unit.sort(1).values[:, unit.shape[1] // 2]
+    torch.testing.assert_close(kernels.centre_of(codebook[1:, :, :3], "cosine"), middle)
+
+
 def test_checker_sees_a_workspace_that_is_too_small():
     x, codes = draw(normal, 40, 40, 16)
     with recorded() as launches:
         search(x, codes)
-    kernel, arguments, options = launches[3]
+    kernel, arguments, options = launches[4]
     minima = arguments[4][:, :-1].clone()  # a row less
     with pytest.raises(MemoryFault), checked({kernel: OUTPUTS[kernel]}):
         kernel.run(*arguments[:4], minima, *arguments[5:], **options)
@@ -232,7 +248,7 @@ def bounds_of(x, codebook, metric):
     minima = kernels.launch_filter(z, bounds, packed, plan)[0, : len(x)].double()
     beta, a, b, c = bounds[0, :, : len(x), None].double()
     p, q, t = packed.limits[0].double()
-    scale = 2.0 ** np.clip(13 - (np.frexp(packed.half.item())[1] - 1), -126, 126)
+    scale = 2.0 ** np.clip(13 - (np.frexp(packed.half.max().item())[1] - 1), -126, 126)
     code = torch.arange(len(codebook))
     step = plan.tile.cols // kernels.GROUP_SIZE
     group = code // plan.tile.cols * step + code % step

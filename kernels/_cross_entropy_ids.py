@@ -1,0 +1,92 @@
+"""Cross entropies whose matches are equal ids: who matches how many, and how their sides begin."""
+
+import triton
+import triton.language as tl
+
+from tilewise.kernels._contrast import of_scale
+from tilewise.kernels._cross_entropy_sums import store_side
+from tilewise.kernels._finish import matched_rows
+
+
+@triton.jit
+def first_position(x_ptr, low, high, value, steps, GREATER: tl.constexpr):
+    """The first of the sorted x from low to high that is not less than value, or is greater."""
+    for _ in range(steps):
+        middle = (low + high) // 2
+        x = tl.load(x_ptr + middle, mask=low < high, other=0)
+        before = (x <= value) if GREATER else (x < value)
+        low, high = (
+            tl.where((low < high) & before, middle + 1, low),
+            tl.where((low < high) & ~before, middle, high),
+        )
+    return low
+
+
+@triton.jit(do_not_specialize=["rows", "cols", "steps"])
+def match_ids(
+    ids_ptr,  # (rows + cols,) int64: of the rows, then of the columns
+    sorted_ptr, order_ptr,  # the same, sorted, and where they were: of equal ones rows come first
+    number_ptr,  # out: (rows + cols,) int32 >= 0: equal where ids are, and half as long
+    count_ptr,  # out: (rows + cols,) int32: how many of the other kind have the same id
+    rows, cols,
+    steps,  # 2^steps > rows + cols
+    BLOCK: tl.constexpr,
+):
+    """Numbers ids, and counts the matches of each row and column."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < rows + cols
+    wanted = tl.load(ids_ptr + i, mask=inside, other=0)
+    begin, end = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + (rows + cols)
+    first = first_position(sorted_ptr, begin, end, wanted, steps, False)
+    end = first_position(sorted_ptr, first, end, wanted, steps, True)
+    of_cols = first_position(order_ptr, first, end, rows, steps, False)
+    tl.store(number_ptr + i, first, mask=inside)
+    tl.store(count_ptr + i, tl.where(i < rows, end - of_cols, of_cols - first), mask=inside)
+
+
+@triton.jit
+def begin_counted_side(block, count_ptr, side_ptr, weight_ptr, size, weight, target, smooth,
+                       BLOCK: tl.constexpr):
+    """The state of BLOCK rows before pass 1; `target` is what the matches of a row share."""
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    count = tl.load(count_ptr + i, mask=inside, other=0)
+    weight = tl.where(count > 0, weight, 0.0)
+    target = target / tl.maximum(count, 1).to(tl.float64)
+    store_side(i, inside, side_ptr, weight_ptr, weight, weight * target, weight * smooth)
+
+
+@triton.jit(do_not_specialize=["rows", "cols", "smoothing"])
+def begin_counted_sides(
+    scale_ptr, scalars_ptr, unit_ptr,  # see `begin_sides`
+    count_ptr,  # (rows + cols,) int32, as `match_ids` has it
+    row_side_ptr, row_weight_ptr, col_side_ptr, col_weight_ptr,  # see `begin_sides`
+    rows, cols, smoothing,
+    WEIGHT: tl.constexpr,  # in kernels' units, of those that weigh most
+    BLOCK: tl.constexpr,
+):
+    """Sides whose matches were counted; a mean runs over those that have a match."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(rows, BLOCK)
+    of_rows = tl.maximum(matched_rows(count_ptr, rows), 1).to(tl.float64)
+    fewest = of_rows
+    if col_side_ptr is not None:
+        of_cols = tl.maximum(matched_rows(count_ptr + rows, cols), 1).to(tl.float64)
+        fewest = tl.minimum(of_rows, of_cols)
+    target = 1.0 - smoothing
+    if program == 0:
+        sign, rate = of_scale(tl.load(scale_ptr))
+        tl.store(scalars_ptr, sign)
+        tl.store(scalars_ptr + 1, rate)
+        sides: tl.constexpr = 1 if col_side_ptr is None else 2
+        tl.store(unit_ptr, fewest * WEIGHT * sides)
+    elif program <= blocks:
+        smooth = smoothing / tl.maximum(cols, 1).to(tl.float64)
+        begin_counted_side(program - 1, count_ptr, row_side_ptr, row_weight_ptr, rows,
+                           WEIGHT * fewest / of_rows, target, smooth, BLOCK)
+    else:
+        if col_side_ptr is not None:
+            smooth = smoothing / tl.maximum(rows, 1).to(tl.float64)
+            begin_counted_side(program - 1 - blocks, count_ptr + rows, col_side_ptr,
+                               col_weight_ptr, cols, WEIGHT * fewest / of_cols, target, smooth,
+                               BLOCK)
