@@ -132,19 +132,6 @@ def test_memory_accesses_of_brute_force(monkeypatch, metric):
     assert check_accesses(x[..., :0], codes[..., :0], metric, 1, None) == ALL[-1:]
 
 
-@pytest.mark.parametrize("codes", [1, 2, 125, 126, 300])
-def test_centre_is_the_median_of_a_sample(codes):
-    """Of elements of either sign, and of what is not finite as of 0."""
-    codebook = torch.randn(2, codes, 19)
-    codebook[0, :, 3], codebook[1, 0, 4] = -3e38, float("nan")
-    sample = codebook[:, :: max(codes // 63, 1)].nan_to_num()
-    middle = sample.sort(1).values[:, sample.shape[1] // 2]
-    assert torch.equal(kernels.centre_of(codebook, "l2"), middle)
-    unit = torch.nn.functional.normalize(codebook[1:, :: max(codes // 63, 1), :3], dim=2)
-    middle = unit.sort(1).values[:, unit.shape[1] // 2]
-    torch.testing.assert_close(kernels.centre_of(codebook[1:, :, :3], "cosine"), middle)
-
-
 def test_checker_sees_a_workspace_that_is_too_small():
     x, codes = draw(normal, 40, 40, 16)
     with recorded() as launches:
