@@ -30,7 +30,7 @@ demo: build  ## train SigLIP on real image-caption pairs, our loss beside the ea
 	$(PY) -m examples.siglip
 
 demo-distributed: build  ## the same training by two processes, their pairs joined
-	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --nproc-per-node=2 -m examples.siglip \
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node=2 -m examples.siglip \
 	    --out out/siglip-distributed
 
 vqvae: build  ## train a VQ-VAE on digits and on pictures, our quantiser beside the eager one

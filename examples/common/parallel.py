@@ -55,7 +55,10 @@ def processes() -> Iterator[Place]:
     if "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
-    dist.init_process_group("gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart: there gloo would find the addresses of dead processes.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
         yield Place(dist.get_rank(), dist.get_world_size())
     finally:

@@ -128,10 +128,14 @@ class Processes:
         return False, "no answer in time"
 
 
+def processes(count: int = 1) -> Processes:
+    """At least so many, which all tests of this process share."""
+    return _shared(max(count, *WORLDS))
+
+
 @functools.cache
-def processes() -> Processes:
-    """Those that all tests of this process share."""
-    shared = Processes()
+def _shared(count: int) -> Processes:
+    shared = Processes(count)
     atexit.register(shutil.rmtree, shared.folder, ignore_errors=True)  # last in, first out
     atexit.register(shared.kill)
     return shared

@@ -30,8 +30,10 @@ pytestmark = [
 
 def started(processes: int, out: Path) -> subprocess.Popen:
     """torchrun in a session of its own, which starts the processes again once."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-               "--max-restarts=1", "-m", "examples.siglip", *SMALL, "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1",
+        "--nproc-per-node", str(processes), "-m", "examples.siglip", *SMALL, "--out", str(out),
+    ]  # fmt: skip
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
@@ -60,13 +62,22 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def test_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
-    alone = finished(started(1, tmp_path / "1"), tmp_path / "1")["loss"]
-    assert len(alone) == 20
-    for world in (2, 3):
-        out = tmp_path / str(world)
-        assert finished(started(world, out), out)["loss"] == pytest.approx(alone, rel=1e-5)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> list[float]:
+    """The losses of one process."""
+    out = tmp_path_factory.mktemp("alone") / "1"
+    return finished(started(1, out), out)["loss"]
 
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_train_as_one(alone, world, tmp_path):
+    out = tmp_path / "several"
+    assert len(alone) == 20
+    assert finished(started(world, out), out)["loss"] == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_killed_process_is_started_again(alone, tmp_path):
+    """And goes on from the checkpoint, with the same curve."""
     out = tmp_path / "torn"
     run = started(2, out)
     end = time.monotonic() + SECONDS
@@ -74,8 +85,7 @@ def test_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
         assert run.poll() is None
         time.sleep(0.05)
     before = torch.load(out / "fused.pt", weights_only=True)["history"]["seconds"]
-    killed = children(run.pid)
-    os.kill(killed[-1], signal.SIGKILL)
+    os.kill(children(run.pid)[-1], signal.SIGKILL)
     history = finished(run, out)
     assert history["loss"] == pytest.approx(alone, rel=1e-5)
     # What had been done was not done again: no step takes the same time twice.

@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 DIM, SCALE = 12, 9.0
-EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [3, 3, 3, 3]}
-RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4]}
-MORE = [9, 3, 0, 2]  # keys beyond the queries'
+EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [3, 3, 3, 3], 8: [2] * 8}
+RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4], 8: [0, 6, 1, 4, 2, 0, 3, 5]}
+MORE = [9, 3, 0, 2, 0, 0, 5, 1]  # keys beyond the queries'
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def of_ranks(world: int, dtype: torch.dtype) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, pytest.param(8, marks=pytest.mark.slow)])
 def test_equals_one_process_with_all_rows(world, dtype):
-    parts = processes().run(world, of_ranks, world, dtype)
+    parts = processes(world).run(world, of_ranks, world, dtype)
     for problem, *found in zip(problems(world), *parts, strict=True):
         ours = {n: torch.stack([x[n] for x in found]).mean(0) for n in ("loss", "d_scale")}
         ours |= {n: torch.cat([x[n] for x in found]) / world for n in ("d_image", "d_text")}

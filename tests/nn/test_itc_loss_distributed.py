@@ -18,8 +18,8 @@ pytestmark = [
 ]
 
 D, STEPS = 8, 3
-EQUAL = {2: [4, 4], 3: [3, 3, 3], 4: [2, 2, 2, 2]}
-RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4]}
+EQUAL = {2: [4, 4], 3: [3, 3, 3], 4: [2, 2, 2, 2], 8: [1] * 8}
+RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4], 8: [0, 6, 1, 4, 2, 0, 3, 5]}
 PROBLEMS = [  # size of the queue, whether there are ids, alpha
     (20, False, 0.4),
     (20, True, torch.tensor(0.4)),
@@ -57,7 +57,7 @@ def trained(rows: list[int], dtype: torch.dtype, autocast: bool = False) -> list
 
 def check(rows: list[int], dtype: torch.dtype, close: float, autocast: bool = False) -> None:
     world = len(rows)
-    parts = processes().run(world, trained, rows, dtype, autocast)
+    parts = processes(world).run(world, trained, rows, dtype, autocast)
     alone = trained(rows, dtype, autocast)
     assert len(alone) == len(PROBLEMS) * STEPS
     for (expected, queues), *found in zip(alone, *parts, strict=True):
@@ -72,7 +72,7 @@ def check(rows: list[int], dtype: torch.dtype, close: float, autocast: bool = Fa
 
 
 @pytest.mark.parametrize("rows", [EQUAL, RAGGED], ids=["equal", "ragged"])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, pytest.param(8, marks=pytest.mark.slow)])
 def test_equals_one_process_with_all_rows(world, rows):
     check(rows[world], torch.float64, 1e-10)
     check(rows[world], torch.float32, 1e-5)
@@ -82,6 +82,46 @@ def test_equals_one_process_with_all_rows(world, rows):
 def test_half_precision(dtype, autocast):
     """The bits of the queues too: under autocast they keep what was not rounded."""
     check(RAGGED[3], dtype, 0.02, autocast)
+
+
+class Student(torch.nn.Module):
+    """Towers, their teacher and the loss."""
+
+    def __init__(self, group):
+        super().__init__()
+        torch.manual_seed(0)
+        self.towers = torch.nn.ModuleList(torch.nn.Linear(D, D) for _ in range(2))
+        self.teacher = copy.deepcopy(self.towers).requires_grad_(False)
+        self.loss = tw.nn.ItcLoss(D, 14, group=group)
+
+    def forward(self, image, text, names):
+        both = [*self.towers, *self.teacher]
+        found = [tower(x) for tower, x in zip(both, (image, text) * 2, strict=True)]
+        return self.loss(*found, names)
+
+
+def gradients_of_two_batches() -> dict[str, torch.Tensor]:
+    """Accumulated, under DistributedDataParallel or alone; the second sees the first's queue."""
+    rows, alone = RAGGED[3], not dist.is_initialized()
+    module = model = Student(None if alone else dist.group.WORLD)
+    if not alone:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    for step, last in enumerate((False, True)):
+        inputs = [x.detach() for x in features(sum(rows), D, seed=step)[:2]]
+        inputs.append(ids(sum(rows), names=4, seed=step))
+        if not alone:
+            inputs = [x.split(rows)[dist.get_rank()] for x in inputs]
+            model.require_backward_grad_sync = last  # what no_sync sets
+        model(*inputs).backward()
+    return {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+
+
+def test_trains_as_one_process():
+    alone = gradients_of_two_batches()
+    for found in processes().run(3, gradients_of_two_batches):
+        assert found.keys() == alone.keys() and len(alone) == 5
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 DIFFERENCES = {

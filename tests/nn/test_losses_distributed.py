@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewise as tw
-from benchmarks.baselines import eager_clip_loss, eager_sigmoid_loss
+from benchmarks.baselines import eager_clip_loss, eager_info_nce, eager_sigmoid_loss
 from benchmarks.baselines.peers import open_clip_losses
 from tests.common import cross_entropy_cases
 from tests.common.budget import assert_within_budget
@@ -26,8 +26,8 @@ pytestmark = [
 ]
 
 DIM = 12
-EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [4, 4, 4, 4]}
-RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4]}
+EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [4, 4, 4, 4], 8: [3] * 8}
+RAGGED = {2: [7, 2], 3: [3, 0, 5], 4: [0, 6, 1, 4], 8: [0, 6, 1, 4, 2, 0, 3, 5]}
 ROUTES = ["bidir", "shift", "reduce", "gather"]
 CLIP_OPTIONS = [
     dict(local_loss=local, gather_with_grad=grad) for local in (False, True)
@@ -83,12 +83,22 @@ def joined(parts: list[dict], features_times: float) -> dict[str, Tensor]:
     return out
 
 
+def of_queries(info_nce):
+    """CLIP's loss without gradients of candidates, made of both directions."""
+
+    def loss(image, text, *scale, **options):
+        ways = (image, text.detach()), (text, image.detach())
+        return sum(info_nce(*way, *scale, **options) for way in ways) / 2
+
+    return loss
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("rows", [EQUAL, RAGGED], ids=["equal", "ragged"])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, pytest.param(8, marks=pytest.mark.slow)])
 def test_equal_one_process_with_all_rows(world, rows, dtype):
     rows = rows[world]
-    found = processes().run(world, of_each, rows, dtype)
+    found = processes(world).run(world, of_each, rows, dtype)
     exact = [x.double() for x in features(rows, dtype)]
     case = Case("joined", lambda g: None, SCALE, BIAS)
 
@@ -104,8 +114,11 @@ def test_equal_one_process_with_all_rows(world, rows, dtype):
         if isinstance(key, str):
             check(key, found, test_sigmoid_loss, eager_sigmoid_loss, tw.reference.sigmoid_loss,
                   lambda truth: test_sigmoid_loss.magnitudes(case, *exact, truth))
-        elif key != (True, False):
-            check(key, found, cross_entropy_cases, eager_clip_loss, tw.reference.clip_loss,
+        else:
+            losses = eager_clip_loss, tw.reference.clip_loss
+            if key == (True, False):
+                losses = of_queries(eager_info_nce), of_queries(tw.reference.info_nce)
+            check(key, found, cross_entropy_cases, *losses,
                   lambda truth: cross_entropy_cases.magnitudes(case, *exact))
 
 
