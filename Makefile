@@ -36,6 +36,12 @@ demo-distributed: build  ## the same training by two processes, their pairs join
 vqvae: build  ## train a VQ-VAE on digits and on pictures, our quantiser beside the eager one
 	$(PY) -m examples.vqvae
 
+distances: build  ## fit the same targets by six distances, beside their known optimum
+	$(PY) -m examples.distances
+
+vae: build  ## train VAEs and a GAN on digits, our sampling beside eager operations
+	$(PY) -m examples.vae
+
 test: build  ## run the tests, on every core
 	$(PY) -m pytest -n auto -m "not slow"
 

@@ -1,6 +1,6 @@
 """Learning a generative model: one family and the same targets, by six distances.
 
-    python -m examples.distances             # a minute or two on two cores
+    python -m examples.distances             # three minutes on two cores
     python -m examples.distances --quick     # a look at every stage
 
 To learn a generative model is to lower a distance d(data, model). Which one decides what is asked
@@ -74,7 +74,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.sizes = [100, 300, 1000, 3000, 10000]
     if args.quick:
-        args.steps, args.seeds, args.measure, args.sizes = 60, 1, 0.2, [100, 1000]
+        args.steps, args.seeds, args.measure, args.sizes = 30, 1, 0.2, [100, 400]
     return args
 
 

@@ -133,7 +133,7 @@ def on_the_ring(found: dict, path: Path) -> None:
     """Samples of each model; the circles have three standard deviations of a bump."""
     target = ring()
     with report.picture(path):
-        _, axes = plt.subplots(1, 6, figsize=(15, 2.9), layout="constrained")
+        _, axes = plt.subplots(1, 6, figsize=(15, 3.3), layout="constrained")
         for place, (name, shown) in zip(axes, found["ring"].items(), strict=True):
             points = torch.tensor(shown["points"])
             for mean in target.means.tolist():

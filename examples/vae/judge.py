@@ -48,7 +48,7 @@ def told_apart(made: Tensor, real: Tensor, side: int, steps: int) -> float:
 def _learned(x: Tensor, y: Tensor, new: Tensor, steps: int) -> Tensor:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 1))
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(network(x).squeeze(1), y).backward()
@@ -66,7 +66,7 @@ def pixel_gaussian(seen: Tensor, count: int) -> Tensor:
     return (mean + noise @ vectors.T).clamp(0, 1)
 
 
-def judge(made: dict[str, Tensor], seen: Tensor, real: Tensor, steps: int = 150) -> dict:
+def judge(made: dict[str, Tensor], seen: Tensor, real: Tensor, steps: int = 60) -> dict:
     """Figures of each model's samples, as many as there are new digits `real`."""
     usual = nearest(real, seen)[0].mean()
     kernels = widths(real)

@@ -7,6 +7,7 @@ Latents turn the encoder's output into a distribution q(z|x) beside a prior p(z)
     divergence(out)    KL(q, p) in nats, (B,)
     prior(count)       samples of p, (count, size)
     features(out)      what stands for an image, (B, ...)
+    begin(bias)        sets the bias that `out` begins with
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 import tilewise as tw
 from tilewise import estimators
 
-PIXELS, HIDDEN = 784, 256
+PIXELS, HIDDEN = 784, 200
 
 
 def layers(*sizes: int) -> nn.Sequential:
@@ -38,6 +39,9 @@ class Normal(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.size, self.outputs = size, 2 * size
+
+    def begin(self, bias: Tensor) -> None:
+        """Sets the encoder's last bias, where its first guess would not be good."""
 
     def loss(self, f: Callable[[Tensor], Tensor], out: Tensor) -> Tensor:
         z, kl = tw.gaussian_sample(*out.chunk(2, -1))
@@ -78,6 +82,10 @@ class Uniform(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.size, self.outputs = size, 2 * size
+
+    def begin(self, bias: Tensor) -> None:
+        """Small boxes: of large ones the decoder learns nothing, and they stay as large as all."""
+        bias[self.size :] = -2
 
     def _box(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Lower corner and sides."""
@@ -123,6 +131,9 @@ class Categories(nn.Module):
         self.size = self.outputs = variables * kinds
         self.estimator, self.samples, self.options = estimator, samples, options
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def begin(self, bias: Tensor) -> None:
+        """Equal categories are a good beginning."""
 
     def logits(self, out: Tensor) -> Tensor:
         return out.view(-1, self.variables, self.kinds)
@@ -195,6 +206,12 @@ class Vae(nn.Module):
         self.encoder = layers(PIXELS, HIDDEN, HIDDEN, latents.outputs)
         self.decoder = layers(latents.size, HIDDEN, HIDDEN, PIXELS)
 
+    @torch.no_grad()
+    def begin(self, mean: Tensor) -> None:
+        """Lets the decoder draw the mean digit (784,) at first, which saves it the first epoch."""
+        self.decoder[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
+        self.latents.begin(self.encoder[-1].bias)
+
     def error(self, z: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) in nats, (..., B) of latents (..., B, size)."""
         return bernoulli(self.decoder(z), x).sum(-1)
@@ -251,8 +268,17 @@ class Gan(nn.Module):
             nn.Linear(HIDDEN, HIDDEN), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(HIDDEN, 1),
         )  # fmt: skip
 
+    @torch.no_grad()
+    def begin(self, mean: Tensor) -> None:
+        """As the VAE's decoder does."""
+        self.generator[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
+
     def forward(self, count: int) -> Tensor:
         return torch.sigmoid(self.generator(torch.randn(count, self.size)))
+
+    def judge(self, pixels: Tensor) -> Tensor:
+        """(B, 1) logits of being a digit. With noise on the pixels no detail gives all away."""
+        return self.critic(pixels + 0.2 * torch.randn_like(pixels))
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:

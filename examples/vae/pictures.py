@@ -14,6 +14,7 @@ from examples.common.data import DIGITS_CREDIT
 from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED
 from examples.vae.judge import nearest
 from examples.vae.models import Uniform
+from examples.vae.training import CATEGORICAL, falling
 
 COLORS = {
     "normal": BLUE, "normal, eager": ORANGE, "normal, eager, other noise": MUTED,
@@ -43,8 +44,8 @@ def sheets(runs: dict, made: dict, data, path: Path) -> None:
         "training digits": "training digits",
     }  # fmt: skip
     with report.picture(path, dpi=100):
-        figure = plt.figure(figsize=(13, 6.4), layout="constrained")
-        upper, middle, lower = figure.subfigures(3, 1, height_ratios=[6, 2.4, 3.2])
+        figure = plt.figure(figsize=(13, 5.6), layout="constrained")
+        upper, middle, lower = figure.subfigures(3, 1, height_ratios=[4.6, 2.2, 3.2])
         for place, (key, title) in zip(upper.subplots(1, 6), names.items(), strict=True):
             show(place, made[key][:64], 8, title)
         middle.suptitle("Samples, and below each the nearest training digit", fontsize=10)
@@ -106,10 +107,17 @@ def curves(bounds: dict, path: Path) -> None:
             less = [nats - eager[step] for step, nats in bounds[name]["curve"]]
             axes[1].plot(steps, less, color=COLORS[name], label=labels[name])
         axes[1].axhline(0, color=ORANGE, linestyle="--", label=labels["normal, eager"])
+        last_step = bounds["codes"]["steps"]
         for name, x in bounds.items():
             if name in COLORS and not name.startswith(("normal", "uniform")):
                 steps, nats = zip(*x["curve"], strict=True)
                 axes[2].plot(steps, nats, color=COLORS[name], label=name)
+        right = axes[2].twinx()
+        right.grid(False)
+        right.plot(range(last_step), [falling(last_step)(i) for i in range(last_step)], ":",
+                   color=COLORS[CATEGORICAL[0]])  # fmt: skip
+        right.set(ylim=(0, 4), yticks=[0.4, 1], ylabel="tau (dotted)")
+        right.yaxis.set_label_coords(1.06, 0.18)
         last = max(x["curve"][-1][1] for name, x in bounds.items() if name in COLORS)
         lowest = min(x["curve"][-1][1] for name, x in bounds.items() if name in COLORS)
         limits = 5 * math.floor(lowest / 5), 5 * math.ceil(last / 5) + 20

@@ -42,7 +42,8 @@ def _bounds(console: Console, found: dict) -> None:
     for name, x in found["bounds"].items():
         made.add_row(
             NAMES.get(name, f"20 categories of 10, {name}"), str(x["steps"]), f"{x['elbo']:.2f}",
-            f"{x['kl']:.1f}", f"{x['importance']:.2f}", report.duration(x["ms"] / 1e3),
+            f"{x['kl']:.1f}", f"{x['importance']:.2f}" if "importance" in x else "",
+            report.duration(x["ms"] / 1e3),
         )  # fmt: skip
     console.print(made)
     console.print(

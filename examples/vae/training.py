@@ -15,7 +15,7 @@ from examples.common.training import Run, warmup_cosine
 from examples.vae import models
 
 SIZE, VARIABLES, KINDS = 16, 20, 10  # numbers; variables and categories
-BATCH = 100
+BATCH = 50
 
 
 class Data(NamedTuple):
@@ -91,9 +91,10 @@ class VaeRun(Run):
     def __init__(self, kind: str, data: Data, args, steps: int):
         torch.manual_seed(args.seed)
         model = models.Vae(latents(kind, steps))
+        model.begin(data.seen.mean(0))
         super().__init__(
             kind, args.out / f"{kind.replace(', ', '-').replace(' ', '-')}.pt", model,
-            torch.optim.Adam(model.parameters(), args.rate), steps,
+            torch.optim.Adam(model.parameters(), args.rate, fused=True), steps,
             {"steps": steps, "seed": args.seed}, ("bound",),
         )  # fmt: skip
         self.data, self.seed, self.rate = data, args.seed, args.rate
@@ -131,11 +132,11 @@ class GanRun(Run):
     def __init__(self, data: Data, args, steps: int):
         torch.manual_seed(args.seed)
         model = models.Gan(SIZE)
-        made = {"lr": 3e-4, "betas": (0.5, 0.99)}
+        model.begin(data.seen.mean(0))
         optimizer = torch.optim.Adam([
-            {"params": model.critic.parameters(), **made},
-            {"params": model.generator.parameters(), **made},
-        ])  # fmt: skip
+            {"params": model.critic.parameters(), "lr": 5e-4},
+            {"params": model.generator.parameters(), "lr": 1e-3},
+        ], betas=(0.5, 0.99), fused=True)  # fmt: skip
         settings = {"steps": steps, "seed": args.seed}
         super().__init__("GAN", args.out / "gan.pt", model, optimizer, steps, settings)
         self.data, self.seed = data, args.seed
@@ -145,13 +146,13 @@ class GanRun(Run):
         torch.manual_seed(self.seed * 1_000_003 + step)
 
     def step(self, step: int) -> None:
-        critic = self.model.critic
+        critic = self.model.judge
         self.optimizer.zero_grad()
         made = self.model(BATCH)
         loss = (F.softplus(-critic(self.x)) + F.softplus(critic(made.detach()))).mean()
         loss.backward()
-        critic.requires_grad_(False)
+        self.model.critic.requires_grad_(False)
         F.softplus(-critic(made)).mean().backward()
-        critic.requires_grad_(True)
+        self.model.critic.requires_grad_(True)
         self.optimizer.step()
         self.history["loss"].append(loss.item())

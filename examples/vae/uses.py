@@ -25,7 +25,7 @@ def infer(model: Vae, x: Tensor, known: Tensor, steps: int) -> Tensor:
     with torch.no_grad():
         out = model.encoder(x * known)
     out.requires_grad_()
-    optimizer = torch.optim.Adam([out], 0.05)
+    optimizer = torch.optim.Adam([out], 0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = model.latents.loss(
@@ -90,7 +90,7 @@ def linear_probe(x: Tensor, labels: Tensor, new: Tensor, new_labels: Tensor) -> 
     mean, scale = x.mean(0), x.std(0).clamp(min=1e-2)
     x, new = (x - mean) / scale, (new - mean) / scale
     weight = torch.zeros(10, x.shape[1] + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight], max_iter=30, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -157,7 +157,7 @@ def anomalies(model: Vae, data, samples: int) -> dict:
         "VAE": lambda x: model.importance_bound(x, samples),
         "principal components": lambda x: _residual(x - mean, directions),
         "nearest training digit": lambda x: nearest(x, data.seen)[0],
-        "mean digit": lambda x: bernoulli(pixel, x).sum(-1),
+        "mean digit": lambda x: bernoulli(pixel.expand_as(x), x).sum(-1),
     }
     found: dict = {}
     for name, score in scores.items():
