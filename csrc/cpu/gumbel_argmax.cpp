@@ -4,11 +4,14 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "../common/registration.h"
 #include "arguments.h"
+#include "gumbel_argmax.h"
 #include "rows_along.h"
 
 namespace tilewise {
@@ -22,6 +25,42 @@ Tensor along(const Tensor& x, const RowsAlong& shape, at::IntArrayRef sizes, int
   out[dim] = x.size(1);
   return x.view({shape.outer, shape.inner, x.size(1)}).transpose(1, 2).contiguous().view(out);
 }
+
+}  // namespace
+
+void argmax_wide(const Tensor& x, const RowsAlong& shape, int64_t k, uint64_t seed,
+                 int64_t row_offset, int64_t* index, bool mark_invalid) {
+  const auto* from = x.const_data_ptr<float>();
+  const int64_t blocks = row_blocks(shape);
+  std::vector<Perturbed> found(shape.rows() * blocks * k);
+  std::vector<char> finite(shape.rows() * blocks);
+  for_row_parts(shape, [&](const RowPart& part) {
+    const ArgmaxRows row{
+        false, from + part.at, 1, part.cols, k, seed, noise_row(part.row, row_offset)};
+    finite[part.number] =
+        TILEWISE_DISPATCH(largest_of_block)(row, part.col, &found[part.number * k], mark_invalid);
+  });
+  const auto larger = [](const Perturbed& a, const Perturbed& b) {
+    return a.value > b.value || (a.value == b.value && a.col < b.col);
+  };
+  for (int64_t r = 0; r < shape.rows(); ++r, index += k) {
+    const auto first = found.begin() + r * blocks * k;
+    const auto last = std::remove_if(first, first + blocks * k,
+                                     [](const Perturbed& item) { return item.col < 0; });
+    int64_t count = std::min<int64_t>(k, last - first);
+    std::partial_sort(first, first + count, last, larger);
+    for (int64_t i = 0; i < count; ++i) index[i] = first[i].col;
+    const bool valid =
+        count > 0 && std::all_of(finite.begin() + r * blocks, finite.begin() + (r + 1) * blocks,
+                                 [](char part) { return part; });
+    for (int64_t col = 0; count < k; ++col) {  // what is not above -inf comes last
+      if (!(from[r * shape.cols + col] > -INFINITY)) index[count++] = col;
+    }
+    if (mark_invalid && !valid) index[0] = -1;
+  }
+}
+
+namespace {
 
 // See pyext/tilewise/ops/gumbel_argmax.py. Without `log_prob` the second result is empty.
 std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& seed,
@@ -37,6 +76,11 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
   const Tensor value =
       at::empty(log_prob ? at::IntArrayRef({shape.rows(), k}) : at::IntArrayRef({0}),
                 logits.options().dtype(type));
+  if (!log_prob && is_wide(shape, type)) {
+    argmax_wide(wide_rows(logits, shape), shape, k, key, row_offset,
+                index.mutable_data_ptr<int64_t>(), false);
+    return {along(index, shape, logits.sizes(), dim), value};
+  }
   for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
     std::vector<Perturbed> heap(k);
     const ArgmaxRows rows{type == at::kDouble,

@@ -14,10 +14,10 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/integer.h"
 #include "../common/registration.h"
 #include "../common/sum.h"
 #include "arguments.h"
+#include "gumbel_argmax.h"
 #include "pages.h"
 #include "rows_along.h"
 #include "simd/gumbel_argmax.h"
@@ -42,20 +42,68 @@ GumbelRows rows_of(const Piece& piece, const RowsAlong& shape, at::ScalarType ty
   return {is_double, piece.count, shape.cols, seed, noise_row(piece.first, row_offset), inverse};
 }
 
-// The columns' blocks, whose maxima the kernel notes.
-int64_t blocks(const RowsAlong& shape) { return ceil_div(shape.cols, kSoftmaxBlock); }
+static_assert(kSoftmaxBlock == kRowBlock, "a row is cut where its sums are");
+
+// A part of a row, as a row of its own.
+GumbelRows row_of(const RowPart& part, uint64_t seed, int64_t row_offset, double tau) {
+  const RowsAlong shape({1, part.cols}, 1);
+  return rows_of({part.row, 1, {}, {}}, shape, at::kFloat, seed, row_offset, tau);
+}
+
+// y (rows, cols) of few wide rows x.
+void relax_wide(const Tensor& x, const RowsAlong& shape, double tau, uint64_t seed,
+                int64_t row_offset, const Tensor& y) {
+  const auto* from = x.const_data_ptr<float>();
+  auto* to = y.mutable_data_ptr<float>();
+  std::vector<SoftmaxPart> parts(shape.rows() * row_blocks(shape));
+  for_row_parts(shape, [&](const RowPart& part) {
+    parts[part.number] = TILEWISE_DISPATCH(softmax_block)(row_of(part, seed, row_offset, tau),
+                                                          part.col, from + part.at, to + part.at);
+  });
+  const double inverse = row_of({0, 0, 1, 0, 0}, seed, row_offset, tau).inverse_tau;
+  for (int64_t r = 0; r < shape.rows(); ++r) {
+    TILEWISE_DISPATCH(softmax_factors)(&parts[r * row_blocks(shape)], row_blocks(shape), inverse);
+  }
+  for_row_parts(shape, [&](const RowPart& part) {
+    TILEWISE_DISPATCH(softmax_scale)(to + part.at, part.cols, parts[part.number].sum);
+  });
+}
+
+// An output of few wide rows: where it is, or to be saved there.
+Tensor wide_output(const Tensor& out, const RowsAlong& shape) {
+  const bool direct = out.scalar_type() == at::kFloat && shape.inner == 1;
+  return direct ? out.view({shape.rows(), shape.cols})
+                : at::empty({shape.rows(), shape.cols}, out.options().dtype(at::kFloat));
+}
 
 Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
                int64_t row_offset) {
   const Tensor y = at::empty_like(logits, logits.options(), at::MemoryFormat::Contiguous);
   const at::ScalarType type = compute_type(logits);
+  if (is_wide(shape, type)) {
+    const Tensor out = wide_output(y, shape);
+    relax_wide(wide_rows(logits, shape), shape, tau, seed, row_offset, out);
+    save_wide(out, shape, y);
+    return y;
+  }
   for_pieces(shape, type, {logits}, {y}, [&](const Piece& piece) {
-    std::vector<float> maxima(blocks(shape));
+    std::vector<SoftmaxPart> parts(row_blocks(shape));
     TILEWISE_DISPATCH(gumbel_softmax)
     (rows_of(piece, shape, type, seed, row_offset, tau), piece.inputs[0], piece.outputs[0],
-     maxima.data());
+     parts.data());
   });
   return y;
+}
+
+// Writes a row of the result, all 0 before; index: where its 1 goes, or -1 for a row of NaN.
+template <typename T>
+void mark(T* out, const RowsAlong& shape, int64_t row, int64_t index) {
+  T* first = out + row / shape.inner * shape.cols * shape.inner + row % shape.inner;
+  if (index >= 0) {
+    first[index * shape.inner] = 1;
+    return;
+  }
+  for (int64_t col = 0; col < shape.cols; ++col) first[col * shape.inner] = NAN;
 }
 
 // Only indices are computed; the rest is 0, which is written here for rows that lie in a piece.
@@ -64,6 +112,13 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
              const Tensor& y) {
   T* out = y.mutable_data_ptr<T>();
   const at::ScalarType type = compute_type(logits);
+  if (is_wide(shape, type)) {
+    std::vector<int64_t> index(shape.rows());
+    argmax_wide(wide_rows(logits, shape), shape, 1, seed, row_offset, index.data(), true);
+    if (shape.inner == 1) y.zero_();
+    for (int64_t row = 0; row < shape.rows(); ++row) mark(out, shape, row, index[row]);
+    return;
+  }
   for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
     const ArgmaxRows rows{type == at::kDouble,
                           piece.inputs[0],
@@ -80,15 +135,7 @@ void one_hot(const Tensor& logits, const RowsAlong& shape, uint64_t seed, int64_
     std::vector<int64_t> index(piece.count);
     Perturbed heap;
     TILEWISE_DISPATCH(gumbel_argmax)(rows, &heap, index.data(), nullptr, true);
-    for (int64_t i = 0; i < piece.count; ++i) {
-      const int64_t row = piece.first + i;
-      T* first = out + row / shape.inner * shape.cols * shape.inner + row % shape.inner;
-      if (index[i] >= 0) {
-        first[index[i] * shape.inner] = 1;
-        continue;
-      }
-      for (int64_t col = 0; col < shape.cols; ++col) first[col * shape.inner] = NAN;
-    }
+    for (int64_t i = 0; i < piece.count; ++i) mark(out, shape, piece.first + i, index[i]);
   });
 }
 
@@ -111,6 +158,36 @@ Tensor gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& see
                         : relaxed(logits, shape, t, key, row_offset);
 }
 
+// In the order of rows.
+double sum_of(const std::vector<double>& parts) {
+  Sum total;
+  for (const double part : parts) total.add(part);
+  return total.value();
+}
+
+// Gradients of few wide rows; inverse: what to divide by tau, or 0. d_tau: a number per row, or
+// none.
+void differentiate_wide(const Tensor& grad, const Tensor& y, const RowsAlong& shape, double inverse,
+                        const Tensor& d_x, std::vector<double>& d_tau) {
+  const auto *g = grad.const_data_ptr<float>(), *p = y.const_data_ptr<float>();
+  auto* out = d_x.mutable_data_ptr<float>();
+  const int64_t count = row_blocks(shape);
+  std::vector<double> dots(shape.rows() * count), tau_parts(d_tau.empty() ? 0 : dots.size());
+  for_row_parts(shape, [&](const RowPart& part) {
+    dots[part.number] = TILEWISE_DISPATCH(softmax_dot)(p + part.at, g + part.at, part.cols);
+  });
+  std::vector<double> sums(shape.rows());  // in the order of blocks
+  for (size_t i = 0; i < dots.size(); ++i) sums[i / count] += dots[i];
+  for_row_parts(shape, [&](const RowPart& part) {
+    const GumbelRows row{false, 1, part.cols, 0, 0, inverse};
+    TILEWISE_DISPATCH(softmax_gradient_block)
+    (row, g + part.at, p + part.at, sums[part.row], out + part.at,
+     d_tau.empty() ? nullptr : &tau_parts[part.number]);
+  });
+  for (size_t i = 0; i < tau_parts.size(); ++i) d_tau[i / count] += tau_parts[i];
+  for (double& part : d_tau) part *= inverse;
+}
+
 // saved: the relaxed sample, or the logits if `hard`.
 std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Tensor& saved,
                                                    const Tensor& tau, const Tensor& seed,
@@ -125,9 +202,22 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
   const at::ScalarType type = compute_type(saved);
   const Tensor d_logits = at::empty_like(saved, saved.options(), at::MemoryFormat::Contiguous);
   std::vector<double> d_tau(need_tau ? shape.rows() : 0);
+  if (is_wide(shape, type)) {
+    Tensor y = wide_rows(saved, shape);
+    if (hard) {
+      const Tensor logits = y;
+      y = at::empty_like(logits);
+      relax_wide(logits, shape, t, key, row_offset, y);
+    }
+    const double inverse = t == 0 ? 0 : row_of({0, 0, 1, 0, 0}, key, row_offset, t).inverse_tau;
+    const Tensor out = wide_output(d_logits, shape);
+    differentiate_wide(wide_rows(grad, shape), y, shape, inverse, out, d_tau);
+    save_wide(out, shape, d_logits);
+    return {d_logits, scalar_if(need_tau, sum_of(d_tau), tau.options())};
+  }
   for_pieces(shape, type, {grad, saved}, {d_logits}, [&](const Piece& piece) {
     const GumbelRows rows = rows_of(piece, shape, type, key, row_offset, t);
-    std::vector<float> maxima(blocks(shape));
+    std::vector<SoftmaxPart> parts(row_blocks(shape));
     const auto differentiate = [&](const GumbelRows& part, int64_t row, const void* g,
                                    const void* y, void* d_x) {
       GumbelRows scaled = part;
@@ -150,14 +240,12 @@ std::tuple<Tensor, Tensor> gumbel_softmax_backward(const Tensor& grad, const Ten
       const auto at = [&](int input) {
         return static_cast<const char*>(piece.inputs[input]) + r * bytes;
       };
-      TILEWISE_DISPATCH(gumbel_softmax)(some, at(1), y.data(), maxima.data());
+      TILEWISE_DISPATCH(gumbel_softmax)(some, at(1), y.data(), parts.data());
       differentiate(some, piece.first + r, at(0), y.data(),
                     static_cast<char*>(piece.outputs[0]) + r * bytes);
     }
   });
-  Sum total;  // in the order of rows
-  for (const double part : d_tau) total.add(part);
-  return {d_logits, scalar_if(need_tau, total.value(), tau.options())};
+  return {d_logits, scalar_if(need_tau, sum_of(d_tau), tau.options())};
 }
 
 }  // namespace

@@ -119,6 +119,8 @@ int64_t rows_of_piece(const RowsAlong& shape) {
   return std::min(round_up(size, together), shape.inner);
 }
 
+constexpr int64_t kShares = 4;  // of rows for each thread, which keep all busy to the end
+
 }  // namespace
 
 RowsAlong::RowsAlong(at::IntArrayRef sizes, int64_t dim)
@@ -130,6 +132,35 @@ RowsAlong rows_along(const char* name, const Tensor& x, int64_t dim) {
   TORCH_CHECK_VALUE(dim >= 0 && dim < x.dim(), "dim: expected from 0 to ", x.dim() - 1, ", got ",
                     dim);
   return RowsAlong(x.sizes(), dim);
+}
+
+bool is_wide(const RowsAlong& shape, at::ScalarType type) {
+  const int64_t threads = at::get_num_threads();
+  return type == at::kFloat && shape.cols > kRowBlock && threads > 1 && !at::in_parallel_region() &&
+         shape.rows() < kShares * threads;
+}
+
+Tensor wide_rows(const Tensor& x, const RowsAlong& shape) {
+  const bool direct = x.scalar_type() == at::kFloat && shape.inner == 1 && x.is_contiguous();
+  if (direct) return x.view({shape.rows(), shape.cols});
+  const Tensor rows = x.reshape({shape.outer, shape.cols, shape.inner}).transpose(1, 2);
+  return rows.reshape({shape.rows(), shape.cols}).to(at::kFloat).contiguous();
+}
+
+void save_wide(const Tensor& rows, const RowsAlong& shape, const Tensor& out) {
+  if (rows.const_data_ptr() == out.const_data_ptr()) return;
+  out.view({shape.outer, shape.cols, shape.inner})
+      .copy_(rows.view({shape.outer, shape.inner, shape.cols}).transpose(1, 2));
+}
+
+void for_row_parts(const RowsAlong& shape, const std::function<void(const RowPart&)>& work) {
+  const int64_t blocks = row_blocks(shape);
+  at::parallel_for(0, shape.rows() * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t number = begin; number < end; ++number) {
+      const int64_t row = number / blocks, col = number % blocks * kRowBlock;
+      work({row, col, std::min(kRowBlock, shape.cols - col), row * shape.cols + col, number});
+    }
+  });
 }
 
 void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<Tensor>& inputs,

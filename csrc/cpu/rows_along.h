@@ -35,4 +35,27 @@ void for_pieces(const RowsAlong& shape, at::ScalarType type, const std::vector<a
                 const std::vector<at::Tensor>& outputs,
                 const std::function<void(const Piece&)>& work);
 
+// Few wide rows, which threads share by columns, in blocks whose places depend on sizes alone.
+constexpr int64_t kRowBlock = 4096;
+
+// Whether there are too few rows for the threads, of float, and wide enough to be cut.
+bool is_wide(const RowsAlong& shape, at::ScalarType type);
+
+// x as float (rows, cols), contiguous: itself, or a copy.
+at::Tensor wide_rows(const at::Tensor& x, const RowsAlong& shape);
+
+// out = such rows, unless it is them.
+void save_wide(const at::Tensor& rows, const RowsAlong& shape, const at::Tensor& out);
+
+inline int64_t row_blocks(const RowsAlong& shape) { return (shape.cols - 1) / kRowBlock + 1; }
+
+struct RowPart {
+  int64_t row, col, cols;  // a block of columns of a row
+  int64_t at;              // of its first element in (rows, cols)
+  int64_t number;          // in (rows, row_blocks)
+};
+
+// Hands all blocks of all rows to `work`, on all threads.
+void for_row_parts(const RowsAlong& shape, const std::function<void(const RowPart&)>& work);
+
 }  // namespace tilewise

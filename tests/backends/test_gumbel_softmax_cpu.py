@@ -87,6 +87,35 @@ def test_same_bits_for_every_thread_count(threads, case, dtype):
     assert_same_bits(threads, lambda: everything(case, dtype))
 
 
+WIDE = [  # few rows, which threads share by columns
+    Case("one-row", lambda: normal(1, 50_257), tau=0.5),
+    Case("a-block-and-one", lambda: normal(2, 4097)),
+    Case("masked", lambda: normal(2, 9000).index_fill(1, torch.arange(4000, 8300), -torch.inf)),
+    Case("all-masked", lambda: normal(2, 9000).index_fill(0, torch.tensor([1]), -torch.inf)),
+    Case("equals", lambda: normal(2, 9000).index_fill(1, torch.tensor([300, 5000]), torch.inf)),
+    Case("nan", lambda: normal(3, 9000).index_fill(1, torch.tensor([5000]), torch.nan)),
+    Case("columns-first", lambda: normal(9000, 2), dim=0),
+]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.name)
+def test_rows_that_threads_share_have_the_bits_of_one_thread(threads, case):
+    """Up to 64 threads: a block is in none, one or several of their shares."""
+    x, tau, ours = case.logits(torch.float32), torch.tensor(case.tau), []
+    grad = normal(*x.shape, seed=3).float()
+    for count in (1, 2, 5, 64):
+        threads(count)
+        found = [tw.gumbel_argmax(x, k, **case.sampling) for k in (None, 7, 4097)]
+        for hard in (False, True):
+            found += test_gumbel_softmax.outputs(
+                tw.gumbel_softmax, x, tau, grad, hard=hard, **case.sampling
+            ).values()
+        found.append(tw.gumbel_softmax(x.bfloat16(), **case.sampling))
+        ours.append([y.nan_to_num(-3.0) if y.is_floating_point() else y for y in found])
+    for others in ours[1:]:
+        assert all(map(torch.equal, others, ours[0]))
+
+
 @pytest.mark.parametrize("case", [case for case in BIG if case.dim], ids=lambda case: case.name)
 def test_strides_change_no_bit(case):
     plain = everything(case)

@@ -51,18 +51,20 @@ void sink(Perturbed* heap, int64_t size, const Perturbed& item) {
   heap[at] = item;
 }
 
-void keep_largest(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap, int64_t k) {
+// first: the column that x begins with.
+void keep_largest(NoiseRow noise, const float* x, int64_t cols, Perturbed* heap, int64_t k,
+                  int64_t first = 0) {
   for (int64_t col = 0; col < cols; col += kStep) {
     Floats logits[2], z[2];
     load_step(x + col, cols - col, logits);
     const Floats least = Floats::all(static_cast<float>(heap[0].value));
-    uint32_t bits = candidates(noise, Stream::Gumbel, logits, col, {least, least}, z);
+    uint32_t bits = candidates(noise, Stream::Gumbel, logits, first + col, {least, least}, z);
     if (!bits) continue;
     float values[kStep];
     for (int i = 0; i < 2; ++i) z[i].store(values + 16 * i);
     for (; bits; bits &= bits - 1) {
       const int i = __builtin_ctz(bits);
-      if (values[i] > heap[0].value) sink(heap, k, {values[i], col + i});
+      if (values[i] > heap[0].value) sink(heap, k, {values[i], first + col + i});
     }
   }
 }
@@ -167,6 +169,17 @@ void gumbel_argmax(const ArgmaxRows& rows, Perturbed* heap, int64_t* index, void
                                static_cast<double*>(log_prob), mark_invalid)
                  : argmax_rows(rows, static_cast<const float*>(rows.x), heap, index,
                                static_cast<float*>(log_prob), mark_invalid);
+}
+
+bool largest_of_block(const ArgmaxRows& row, int64_t first_col, Perturbed* heap,
+                      bool mark_invalid) {
+  const FlushDenormals flush;
+  const auto* x = static_cast<const float*>(row.x);
+  for (int64_t i = 0; i < row.k; ++i) heap[i] = {-INFINITY, -1};
+  keep_largest({row.seed, row.first_row}, x, row.cols, heap, row.k, first_col);
+  bool valid = true;
+  for (int64_t i = 0; mark_invalid && i < row.cols; ++i) valid &= x[i] < INFINITY;
+  return valid;
 }
 
 }  // namespace CPU_CAPABILITY

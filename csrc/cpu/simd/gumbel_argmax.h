@@ -24,8 +24,13 @@ struct Perturbed {
 // index (rows, k): the columns of the k largest perturbed logits, in order. log_prob (rows, k),
 // unless null: log softmax of x there. heap: space for k. With `mark_invalid`, the first index is
 // -1 in rows that have a NaN, +inf, or nothing but -inf, whose softmax is NaN.
+// largest_of_block: the k largest of a row's columns from first_col to first_col + row.cols (row.x:
+//   where they are), in no order; fewer leave entries of column -1. Of float. False if, with
+//   `mark_invalid`, a logit is a NaN or +inf.
 #define TILEWISE_DECLARE(CAPABILITY)                                                     \
   namespace CAPABILITY {                                                                 \
+  bool largest_of_block(const ArgmaxRows& row, int64_t first_col, Perturbed* heap,       \
+                        bool mark_invalid);                                              \
   void gumbel_argmax(const ArgmaxRows&, Perturbed* heap, int64_t* index, void* log_prob, \
                      bool mark_invalid);                                                 \
   }

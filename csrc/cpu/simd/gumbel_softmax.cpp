@@ -93,44 +93,42 @@ void softmax_group(NoiseRow noise, const float* x, float* y, int64_t rows, int64
   for (int64_t r = 0; r < rows; ++r) scale(y + r * cols, cols, 1 / sum[r]);
 }
 
-// A row of several blocks. Each is scaled by the maximum so far; at the end, by what that was short
-// of the row's.
-void softmax_long_row(NoiseRow noise, const float* x, float* y, int64_t cols, double inverse_tau,
-                      float* maxima) {
-  const float inverse = static_cast<float>(inverse_tau);
-  float max = -INFINITY;
-  double sum = 0;
-  for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
-    const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
-    const float before = max;
-    randomize(noise, y + col, col, n);
-    perturb(x + col, y + col, n);
-    max = Largest()(maximum(y + col, n), before);
-    *maxima++ = max;
-    if (max == -INFINITY) {  // all masked so far
-      for (int64_t i = col; i < col + n; ++i) sum += y[i] = y[i] == -INFINITY ? 0.0f : NAN;
-      continue;
-    }
-    if (sum != 0) sum *= ::exp((static_cast<double>(before) - max) * inverse_tau);
-    sum += exponentials(y + col, n, max, inverse);
+// Exponentials below the block's own maximum.
+SoftmaxPart exponentials_of(NoiseRow noise, const float* x, float* y, int64_t col, int64_t cols,
+                            float inverse_tau) {
+  randomize(noise, y, col, cols);
+  perturb(x, y, cols);
+  const float max = maximum(y, cols);
+  if (max > -INFINITY) return {max, exponentials(y, cols, max, inverse_tau)};
+  double sum = 0;  // all is masked
+  for (int64_t i = 0; i < cols; ++i) sum += y[i] = y[i] == -INFINITY ? 0.0f : NAN;
+  return {max, sum};
+}
+
+// A row of several blocks.
+void softmax_long_row(const GumbelRows& rows, NoiseRow noise, const float* x, float* y,
+                      SoftmaxPart* parts) {
+  const int64_t cols = rows.cols, blocks = (cols - 1) / kSoftmaxBlock + 1;
+  const auto width = [&](int64_t block) {
+    const int64_t left = cols - block * kSoftmaxBlock;
+    return left < kSoftmaxBlock ? left : kSoftmaxBlock;
+  };
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t col = b * kSoftmaxBlock;
+    parts[b] = exponentials_of(noise, x + col, y + col, col, width(b),
+                               static_cast<float>(rows.inverse_tau));
   }
-  while (cols > 0) {
-    const int64_t n = (cols - 1) % kSoftmaxBlock + 1;
-    cols -= n;
-    double factor = 1 / sum;  // a row of only -inf: 0 * infinity
-    if (*--maxima != max) {
-      factor *= ::exp((static_cast<double>(*maxima) - max) * inverse_tau);
-    }
-    scale(y + cols, n, static_cast<float>(factor));
+  softmax_factors(parts, blocks, rows.inverse_tau);
+  for (int64_t b = blocks - 1; b >= 0; --b) {  // the last one is still in the cache
+    scale(y + b * kSoftmaxBlock, width(b), static_cast<float>(parts[b].sum));
   }
 }
 
-void softmax_rows(const GumbelRows& rows, const float* x, float* y, float* maxima) {
+void softmax_rows(const GumbelRows& rows, const float* x, float* y, SoftmaxPart* parts) {
   const int64_t cols = rows.cols;
   if (cols > kSoftmaxBlock) {
     for (int64_t r = 0; r < rows.rows; ++r) {
-      softmax_long_row({rows.seed, rows.first_row + r}, x + r * cols, y + r * cols, cols,
-                       rows.inverse_tau, maxima);
+      softmax_long_row(rows, {rows.seed, rows.first_row + r}, x + r * cols, y + r * cols, parts);
     }
     return;
   }
@@ -143,7 +141,7 @@ void softmax_rows(const GumbelRows& rows, const float* x, float* y, float* maxim
 }
 
 // The same in float64, of float32 noise.
-void softmax_rows(const GumbelRows& rows, const double* x, double* y, float*) {
+void softmax_rows(const GumbelRows& rows, const double* x, double* y, SoftmaxPart*) {
   const int64_t cols = rows.cols;
   for (int64_t r = 0; r < rows.rows; ++r, x += cols, y += cols) {
     double max = -INFINITY;
@@ -161,19 +159,24 @@ void softmax_rows(const GumbelRows& rows, const double* x, double* y, float*) {
   }
 }
 
+TILEWISE_INLINE double dot_block(const float* a, const float* b, int64_t cols) {
+  Floats sum[2] = {Floats::all(0.0f), Floats::all(0.0f)};
+  int64_t j = 0;
+  for (; j + kStep <= cols; j += kStep) {
+    for (int i = 0; i < 2; ++i) {
+      sum[i] = multiply_add(Floats::load(a + j + 16 * i), Floats::load(b + j + 16 * i), sum[i]);
+    }
+  }
+  double total = fold(sum[0] + sum[1], Add());
+  for (; j < cols; ++j) total += a[j] * b[j];
+  return total;
+}
+
 TILEWISE_INLINE double dot(const float* a, const float* b, int64_t cols) {
   double total = 0;
   for (int64_t col = 0; col < cols; col += kSoftmaxBlock) {
     const int64_t n = cols - col < kSoftmaxBlock ? cols - col : kSoftmaxBlock;
-    Floats sum[2] = {Floats::all(0.0f), Floats::all(0.0f)};
-    int64_t j = col;
-    for (; j + kStep <= col + n; j += kStep) {
-      for (int i = 0; i < 2; ++i) {
-        sum[i] = multiply_add(Floats::load(a + j + 16 * i), Floats::load(b + j + 16 * i), sum[i]);
-      }
-    }
-    total += fold(sum[0] + sum[1], Add());
-    for (; j < col + n; ++j) total += a[j] * b[j];
+    total += dot_block(a + col, b + col, n);
   }
   return total;
 }
@@ -254,11 +257,48 @@ void gradient_rows(const GumbelRows& rows, const T* grad, const T* y, T* d_x, do
 
 }  // namespace
 
-void gumbel_softmax(const GumbelRows& rows, const void* x, void* y, float* maxima) {
+void gumbel_softmax(const GumbelRows& rows, const void* x, void* y, SoftmaxPart* parts) {
   const FlushDenormals flush;
-  rows.is_double
-      ? softmax_rows(rows, static_cast<const double*>(x), static_cast<double*>(y), maxima)
-      : softmax_rows(rows, static_cast<const float*>(x), static_cast<float*>(y), maxima);
+  rows.is_double ? softmax_rows(rows, static_cast<const double*>(x), static_cast<double*>(y), parts)
+                 : softmax_rows(rows, static_cast<const float*>(x), static_cast<float*>(y), parts);
+}
+
+SoftmaxPart softmax_block(const GumbelRows& row, int64_t col, const float* x, float* y) {
+  const FlushDenormals flush;
+  return exponentials_of({row.seed, row.first_row}, x, y, col, row.cols,
+                         static_cast<float>(row.inverse_tau));
+}
+
+// Of a row of only -inf: NaN.
+void softmax_factors(SoftmaxPart* parts, int64_t blocks, double inverse_tau) {
+  float max = -INFINITY;
+  for (int64_t b = 0; b < blocks; ++b) max = Largest()(parts[b].max, max);
+  double total = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const double above = static_cast<double>(parts[b].max) - max;
+    const double weight = parts[b].max == max && max > -INFINITY ? 1 : ::exp(above * inverse_tau);
+    total += parts[b].sum * weight;
+    parts[b].sum = weight;
+  }
+  for (int64_t b = 0; b < blocks; ++b) parts[b].sum /= total;
+}
+
+void softmax_scale(float* y, int64_t cols, double factor) {
+  const FlushDenormals flush;
+  scale(y, cols, static_cast<float>(factor));
+}
+
+double softmax_dot(const float* y, const float* grad, int64_t cols) {
+  const FlushDenormals flush;
+  return dot_block(y, grad, cols);
+}
+
+void softmax_gradient_block(const GumbelRows& row, const float* grad, const float* y, double dot,
+                            float* d_x, double* d_tau) {
+  const FlushDenormals flush;
+  const float mean = static_cast<float>(dot);
+  if (d_tau) *d_tau = tau_sum(grad, y, row.cols, mean);
+  softmax_gradient_row(grad, y, d_x, row.cols, mean, static_cast<float>(row.inverse_tau));
 }
 
 void softmax_gradient(const GumbelRows& rows, const void* grad, const void* y, void* d_x,

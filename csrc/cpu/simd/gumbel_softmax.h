@@ -17,14 +17,32 @@ struct GumbelRows {
   double inverse_tau;        // finite, above 0
 };
 
-// gumbel_softmax: y = softmax((x + noise) / tau). maxima: space for a number per block of a row.
+// Of a block of a row: its largest perturbed logit, and the sum of exponentials below that.
+struct SoftmaxPart {
+  float max;
+  double sum;
+};
+
+// gumbel_softmax: y = softmax((x + noise) / tau). parts: space for one per block of a row.
+// The same in steps, where threads share a row of float by its blocks of kSoftmaxBlock columns:
+// softmax_block: the exponentials of row.cols columns from `col`; softmax_factors: what each
+// block's
+//   are to be multiplied with (in `sum`); softmax_scale does it.
+// softmax_dot: a block's part of sum(y * grad); softmax_gradient_block: d_x and, unless null, the
+//   part of d_tau, given the whole row's.
 // softmax_gradient: d_x = y * (grad - sum(y * grad)) / tau, of relaxed samples y. d_tau, unless
 //   null: adds each row's part of the gradient of tau.
-#define TILEWISE_DECLARE(CAPABILITY)                                                   \
-  namespace CAPABILITY {                                                               \
-  void gumbel_softmax(const GumbelRows&, const void* x, void* y, float* maxima);       \
-  void softmax_gradient(const GumbelRows&, const void* grad, const void* y, void* d_x, \
-                        double* d_tau);                                                \
+#define TILEWISE_DECLARE(CAPABILITY)                                                       \
+  namespace CAPABILITY {                                                                   \
+  void gumbel_softmax(const GumbelRows&, const void* x, void* y, SoftmaxPart* parts);      \
+  void softmax_gradient(const GumbelRows&, const void* grad, const void* y, void* d_x,     \
+                        double* d_tau);                                                    \
+  SoftmaxPart softmax_block(const GumbelRows& row, int64_t col, const float* x, float* y); \
+  void softmax_factors(SoftmaxPart* parts, int64_t blocks, double inverse_tau);            \
+  void softmax_scale(float* y, int64_t cols, double factor);                               \
+  double softmax_dot(const float* y, const float* grad, int64_t cols);                     \
+  void softmax_gradient_block(const GumbelRows& row, const float* grad, const float* y,    \
+                              double dot, float* d_x, double* d_tau);                      \
   }
 TILEWISE_FOR_EACH_CAPABILITY(TILEWISE_DECLARE)
 #undef TILEWISE_DECLARE
