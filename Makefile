@@ -106,7 +106,7 @@ format: build  ## let clang-format and ruff mend what they can
 	.venv/bin/clang-format -i $$(git ls-files csrc)
 
 docs: build  ## draw the pages' pictures anew; run their snippets and follow their links
-	for picture in draw hero house; do $(PY) -m docs.figures.$$picture || exit 1; done
+	for picture in draw hero house receptive_field; do $(PY) -m docs.figures.$$picture || exit 1; done
 	$(PY) -m pytest tests/tools/test_readme.py
 
 wheel: build  ## a wheel for this Python and torch, in dist/

@@ -3,6 +3,7 @@
 Weights are random, and sizes long and narrow: along the height the whole field fits into it.
 """
 
+import importlib
 import math
 
 import pytest
@@ -23,7 +24,7 @@ QUICK = {
 }
 SLOW = {
     "vgg11": ("features", 192, 150, 32),
-    "resnet50": ("layer4", 544, 483, 32),
+    "resnet50": ("layer4", 480, 427, 32),
     "resnet26d": ("layer3", 448, None, 16),
     "seresnet50": ("layer1.0.conv3", 64, None, 4),
     "wide_resnet50_2": ("layer2", 192, None, 8),
@@ -73,15 +74,14 @@ def test_more_networks(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["deeplab", "resnet50"])
-def test_dilated_networks(model):
-    """A stride that became a dilation: the field of the plain network, at half the jump."""
-    from timm import create_model
-
-    net = create_model("resnet50", output_stride=16 if model == "resnet50" else 8)
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_dilated_networks(output_stride):
+    """Strides that became dilations: a finer grid, and a field of about the same size."""
+    load("timm:resnet18")  # makes timm importable, also beside a torchvision for another torch
+    net = importlib.import_module("timm").create_model("resnet50", output_stride=output_stride)
     result = tw.receptive_field(net, (1, 3, 544, 64), top="layer4")
-    assert result["layer4"].size == (483, 483)
-    assert result.field() == result.measure()
+    assert result["layer4"].jump == (output_stride,) * 2
+    assert result.field() == result.measure() and 400 < result.field().size[0] < 500
 
 
 def test_what_sees_everything_says_why():

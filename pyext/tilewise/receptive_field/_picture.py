@@ -25,7 +25,7 @@ def draw(result: "ReceptiveField", x: Tensor, name: str, unit: tuple[int, ...],
     picture = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
 
     height, width = picture.shape[1:]
-    figure = Figure(figsize=(8, 4.3 * height / width + 0.4), layout="constrained", dpi=120)
+    figure = Figure(figsize=(8, 4 * height / width + 0.25), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2)
     left.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     left.set_title(f"{name or 'output'}, unit {tuple(unit)}: sees {_text(field.size)} pixels",
