@@ -42,7 +42,7 @@ SLOW = {
     "cspresnet50": ("stages.1", 256, None, 8),
     "repvgg_a0": ("stages.2", 352, None, 16),
     "xception41": ("blocks.3", 256, None, 16),
-    "inception_v4": ("features.9", 352, None, 16),
+    "inception_v4": ("features.9", 352, 183, 8),
     "convnextv2_atto": ("stages.0.blocks.0.conv_dw", 64, None, 4),
 }
 

@@ -192,9 +192,11 @@ def test_table_says_what_the_recursion_needs():
 
 
 def test_upsampling_has_a_fraction_for_its_jump():
-    net = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 4))
-    layer = tw.receptive_field(net, (1, 1, 8, 8))["1"]
-    assert layer.jump == (Fraction(1, 2),) * 2 and layer.size == (3, 3)  # 2 of every other unit
+    net = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(1, 1, 4))
+    result = tw.receptive_field(net, (1, 1, 8, 8))
+    assert result["0"].jump == (Fraction(1, 2),) * 2 and result["0"].ksize == (2, 2)
+    assert result["1"].jump == (Fraction(1, 2),) * 2 and result["1"].size == (4, 4)
+    assert [result.field("1", i).size[0] for i in (4, 5)] == [4, 3]  # in turn
 
 
 def test_top_and_names():

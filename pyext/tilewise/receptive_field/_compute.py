@@ -106,9 +106,9 @@ def _window(step: Step, axis: int) -> tuple[float, float | Fraction]:
     if any(isinstance(window, Everything) for window in windows):
         return math.inf, math.nan
     plain = [window for window in windows if isinstance(window, Window)]
-    widest = max(plain, key=lambda window: Fraction(window.ksize, window.divide), default=Window())
+    widest = max(plain, key=lambda window: window.ksize, default=Window())
     stride = Fraction(widest.stride, widest.divide)
-    return math.ceil(Fraction(widest.ksize, widest.divide)), _number(stride)
+    return widest.ksize, _number(stride)
 
 
 def _count(units: tuple[int, int] | None) -> float:

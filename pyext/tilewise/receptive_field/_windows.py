@@ -41,8 +41,9 @@ class Window(NamedTuple):
 
     @property
     def ksize(self) -> int:
-        """Units from the first that it reads to the last, between the taps of a dilation too."""
-        return self.last - self.first + 1
+        """Units from the first that it reads to the last, at most, holes of a dilation included."""
+        ends = (self.reads(unit, unit) for unit in range(self.divide))
+        return max(last - first for first, last in ends) + 1
 
 
 IDENTITY = Window()
