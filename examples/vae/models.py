@@ -7,7 +7,6 @@ Latents turn the encoder's output into a distribution q(z|x) beside a prior p(z)
     divergence(out)    KL(q, p) in nats, (B,)
     prior(count)       samples of p, (count, size)
     features(out)      what stands for an image, (B, ...)
-    begin(bias)        sets the bias that `out` begins with
 """
 
 from __future__ import annotations
@@ -40,9 +39,6 @@ class Normal(nn.Module):
         super().__init__()
         self.size, self.outputs = size, 2 * size
 
-    def begin(self, bias: Tensor) -> None:
-        """Sets the encoder's last bias, where its first guess would not be good."""
-
     def loss(self, f: Callable[[Tensor], Tensor], out: Tensor) -> Tensor:
         z, kl = tw.gaussian_sample(*out.chunk(2, -1))
         return f(z) + kl
@@ -73,48 +69,30 @@ class EagerNormal(Normal):
         return f(z) + kl
 
 
-class Uniform(nn.Module):
-    """A box within the unit cube, the prior is uniform on it: KL = -log of the box's volume.
+class Uniform(Normal):
+    """The prior is uniform on the unit cube. With the normal distribution function Phi, a point is
+    Phi(z) of a Gaussian z, as the prior's is of z from N(0, 1): divergences are a Gaussian's.
 
     The decoder sees numbers of mean 0 and variance 1 under the prior.
     """
 
-    def __init__(self, size: int):
-        super().__init__()
-        self.size, self.outputs = size, 2 * size
-
-    def begin(self, bias: Tensor) -> None:
-        """Small boxes: of large ones the decoder learns nothing, and they stay as large as all."""
-        bias[self.size :] = -2
-
-    def _box(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower corner and sides."""
-        place, side = torch.sigmoid(out).chunk(2, -1)
-        return (1 - side) * place, side
-
     def loss(self, f: Callable[[Tensor], Tensor], out: Tensor) -> Tensor:
-        z, _ = self.draw(out, 1)
-        return f(z[0]) + self.divergence(out)
+        return super().loss(lambda z: f(self.seen(torch.special.ndtr(z))), out)
 
     def draw(self, out: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        low, side = self._box(out)
-        z = low + side * torch.rand(count, *side.shape)
-        return self.seen(z), -self.divergence(out).expand(count, -1)
+        z, ratio = super().draw(out, count)
+        return self.seen(torch.special.ndtr(z)), ratio
 
     @staticmethod
-    def seen(z: Tensor) -> Tensor:
+    def seen(point: Tensor) -> Tensor:
         """By the decoder."""
-        return math.sqrt(12) * (z - 0.5)
-
-    def divergence(self, out: Tensor) -> Tensor:
-        return -F.logsigmoid(out.chunk(2, -1)[1]).sum(-1)
+        return math.sqrt(12) * (point - 0.5)
 
     def prior(self, count: int) -> Tensor:
         return self.seen(torch.rand(count, self.size))
 
     def features(self, out: Tensor) -> Tensor:
-        low, side = self._box(out)
-        return self.seen(low + side / 2)
+        return self.seen(torch.special.ndtr(super().features(out)))
 
 
 class Categories(nn.Module):
@@ -131,9 +109,6 @@ class Categories(nn.Module):
         self.size = self.outputs = variables * kinds
         self.estimator, self.samples, self.options = estimator, samples, options
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def begin(self, bias: Tensor) -> None:
-        """Equal categories are a good beginning."""
 
     def logits(self, out: Tensor) -> Tensor:
         return out.view(-1, self.variables, self.kinds)
@@ -210,7 +185,6 @@ class Vae(nn.Module):
     def begin(self, mean: Tensor) -> None:
         """Lets the decoder draw the mean digit (784,) at first, which saves it the first epoch."""
         self.decoder[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
-        self.latents.begin(self.encoder[-1].bias)
 
     def error(self, z: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) in nats, (..., B) of latents (..., B, size)."""
