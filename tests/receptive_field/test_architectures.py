@@ -19,10 +19,10 @@ QUICK = {
     "mobilenetv2_050": ("blocks", 544, 491, 32),
     "efficientnet_b0": ("blocks.0.0.bn1", 64, 7, 2),
     "convnext_atto": ("stages.1", 192, 152, 8),
-    "densenet121": ("features.denseblock2", 288, 255, 8),
     "inception_v3": ("Mixed_6a", 224, 159, 16),
 }
 SLOW = {
+    "densenet121": ("features.denseblock2", 288, 255, 8),
     "vgg11": ("features", 192, 150, 32),
     "resnet50": ("layer4", 480, 427, 32),
     "resnet26d": ("layer3", 448, None, 16),
@@ -94,10 +94,11 @@ def test_what_sees_everything_says_why():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, module, why", [
-    ("vit_tiny_patch16_224", "blocks.0", "attention"), ("mixer_s32_224", "blocks.0", "linear"),
-    ("convnextv2_atto", "stages.0.blocks.0", "norm"), ("swin_tiny_patch4_window7_224",
-    "layers.0.blocks.0", "regroups"),
-])  # fmt: skip
+    ("vit_tiny_patch16_224", "blocks.0", "joins positions"),
+    ("mixer_s32_224", "blocks.0", "linear"),
+    ("convnextv2_atto", "stages.0.blocks.0", "norm"),
+    ("swin_tiny_patch4_window7_224", "layers.0.blocks.0", "regroups"),
+])
 def test_transformers_see_everything(name, module, why):
     result = tw.receptive_field(load(f"timm:{name}"), 224)
     assert math.inf in result[module].size and why in result[module].why
