@@ -282,7 +282,7 @@ def circulate(
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
-    ways = {
+    ways: list[tuple[int, ...]] = {
         "bidir": [(1, size - 1, 0, 2), (-1, size - 1, 1, 2)],
         "shift": [(1, size - 1)],
         "gather": [(distance, 1) for distance in range(1, size)],
