@@ -282,12 +282,12 @@ def circulate(
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
-    ways: list[tuple[int, ...]] = {
+    ways: dict[str, list[tuple[int, ...]]] = {
         "bidir": [(1, size - 1, 0, 2), (-1, size - 1, 1, 2)],
         "shift": [(1, size - 1)],
         "gather": [(distance, 1) for distance in range(1, size)],
-    }[route]
-    lanes = [_Lane(peers, rows, pieces, *way) for way in ways if way[1]]
+    }
+    lanes = [_Lane(peers, rows, pieces, *way) for way in ways[route] if way[1]]
     for lane in lanes:
         lane.send_on(tuple(x[lane.own] for x in block))
     own = visit(peers.rank, *block)
