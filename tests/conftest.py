@@ -1,5 +1,6 @@
 """Fixtures of all tests, and what holds for every process that runs some of them."""
 
+import importlib.util
 import inspect
 import os
 import shutil
@@ -17,7 +18,8 @@ NOT_ON_A_DEVICE = ["*_cpu.py", "*_triton.py", "*/test_triton_tools.py"]
 
 if DEVICE == "cpu":  # before anything imports triton or tilewise
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    import tests.triton_tools.interpreter  # noqa: F401  (its corrections)
+    if importlib.util.find_spec("triton"):
+        import tests.triton_tools.interpreter  # noqa: F401  (its corrections)
 
     collect_ignore_glob = ["*_gpu.py"]
 else:  # `make test-gpu`

@@ -14,8 +14,8 @@ from tools.extension import CHOICE, ROOT, TESTS, build, need
 
 TORCH = "2.10.0"  # the last release whose wheel for aarch64 brings no CUDA
 PACKAGES = (
-    "numpy sympy networkx jinja2 fsspec filelock typing_extensions mpmath markupsafe setuptools "
-    "pytest pytest-timeout hypothesis"
+    "numpy sympy networkx jinja2 fsspec filelock typing_extensions setuptools "
+    "pytest pytest-timeout pytest-xdist hypothesis rich"
 ).split()
 DEBIAN = "python3,libpython3.11-dev,libstdc++6,libgomp1,libffi8,zlib1g,libssl3,libexpat1"
 FOLDER = ROOT / "build/arm"
@@ -35,8 +35,9 @@ def set_up() -> None:
         command = [sys.executable, "-m", "pip", "install", "-qq", "--target", str(SITE)]
         for platform in ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64"):
             command += ["--platform", platform]
-        command += ["--python-version", "3.11", "--only-binary=:all:", "--no-deps"]
-        subprocess.run([*command, f"torch=={TORCH}", *PACKAGES], check=True)
+        command += ["--python-version", "3.11", "--only-binary=:all:"]
+        subprocess.run([*command, *PACKAGES], check=True)
+        subprocess.run([*command, "--no-deps", f"torch=={TORCH}"], check=True)
 
 
 def change(setup: ModuleType) -> None:
