@@ -116,8 +116,8 @@ def curves(bounds: dict, path: Path) -> None:
         right.grid(False)
         right.plot(range(last_step), [falling(last_step)(i) for i in range(last_step)], ":",
                    color=COLORS[CATEGORICAL[0]])  # fmt: skip
-        right.set(ylim=(0, 4), yticks=[0.4, 1], ylabel="tau (dotted)")
-        right.yaxis.set_label_coords(1.06, 0.18)
+        right.set(ylim=(0, 4), yticks=[0.4, 1])
+        right.set_ylabel("tau (dotted)", loc="bottom")
         last = max(x["curve"][-1][1] for name, x in bounds.items() if name in COLORS)
         lowest = min(x["curve"][-1][1] for name, x in bounds.items() if name in COLORS)
         limits = 5 * math.floor(lowest / 5), 5 * math.ceil(last / 5) + 20
@@ -125,7 +125,7 @@ def curves(bounds: dict, path: Path) -> None:
         axes[1].set(title="Less that of eager operations", xlabel="step", ylim=(-3, 3))
         axes[2].set(title="Discrete latents, nats", xlabel="step", ylim=limits)
         for place in axes:
-            place.legend(fontsize=8)
+            place.legend(fontsize=8, loc="upper right")
 
 
 def uses(found: dict, path: Path) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 from tilewise.estimators import _samples
 from tilewise.estimators._distributions import Distribution
 from tilewise.ops import _arguments
-from tilewise.ops import gumbel_softmax as relaxed_sample
+from tilewise.ops.gumbel_softmax import gumbel_softmax as relaxed_sample
 
 
 def reparameterized(

@@ -10,7 +10,8 @@ from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
 from tilewise.nn.quantizers._sampling import by_head, sample_rows
 from tilewise.nn.quantizers._unit import unit
-from tilewise.ops import code_sums, nearest_code
+from tilewise.ops.code_sums import code_sums
+from tilewise.ops.nearest_code import nearest_code
 
 
 class Codebook(nn.Module):
