@@ -182,6 +182,9 @@ DIFFERENCES = {
             "positives: .*an offset in rank 0, 2 and ids in rank 1"),
     "few ids": (lambda q, k: (q, k, {"positives": (torch.arange(3), torch.arange(6))}),
                 "rank 1: positives: expected 4 ids"),
+    "temperature": (lambda q, k: (q, k, {"settings": {"temperature": 0.1}}),
+                    "temperature: .*0.05 in rank 0, 2 and 0.1 in rank 1"),
+    "normalize": (lambda q, k: (q, k, {"settings": {"normalize": True}}), "normalize: .*False in"),
     "frozen": (lambda q, k: (q, k.detach(), {}), "gradients: .*query keys in rank 0, 2 and query"),
 }  # fmt: skip
 
@@ -191,7 +194,8 @@ def differing(name: str) -> str:
     options: dict = {}
     if dist.get_rank() == 1:
         q, k, options = DIFFERENCES[name][0](q, k)
-    loss = tw.nn.InfoNCELoss(normalize=False, group=dist.group.WORLD)
+    settings = options.pop("settings", {})
+    loss = tw.nn.InfoNCELoss(**{"normalize": False, **settings}, group=dist.group.WORLD)
     with pytest.raises(ValueError) as error:
         loss(q, k, **options)
     return str(error.value)

@@ -131,6 +131,7 @@ DIFFERENCES = {
     "missing": (lambda x: [x[0], None, *x[2:]], {}, "rank 1: text_features: expected a tensor"),
     "ids": (lambda x: x, {"ids": torch.arange(6)}, "ids: .*None in rank 0, 2 and given in rank 1"),
     "alpha": (lambda x: x, {"alpha": 2.0}, "rank 1: alpha: expected from 0 to 1"),
+    "no teacher": (lambda x: x, {"alpha": 0.0}, "alpha: .*0.4 in rank 0, 2 and 0.0 in rank 1"),
 }
 
 

@@ -35,7 +35,8 @@ class InfoNCELoss(nn.Module):
         normalize: whether rows are divided by their lengths; False: dot products.
         label_smoothing: from 0 to 1, as in `torch.nn.functional.cross_entropy`.
         group: processes whose keys and negatives are candidates of every query,
-            `torch.distributed.group.WORLD` for all. None: this process's alone.
+            `torch.distributed.group.WORLD` for all (which is None before `init_process_group`).
+            None: this process's alone.
 
     Raises:
         ValueError, TypeError: an argument out of its range; with a group all processes raise it,
@@ -137,6 +138,8 @@ class InfoNCELoss(nn.Module):
                 "D": query.shape[1],
                 "dtype": features[0].dtype,
                 "label_smoothing": self.label_smoothing,
+                "normalize": self.normalize,
+                "temperature": "learnt" if self.logit_scale is not None else self.temperature,
                 "positives": "an offset" if matches[1] is None else "ids",
                 "gradients": _ring.named(needs, "query", "keys", "logit_scale"),
             }

@@ -44,7 +44,8 @@ class ItcLoss(nn.Module):
         temperature: that learning begins with: a parameter, which divides the products. Each call
             first clamps it to [0.001, 0.5].
         group: processes whose pairs are candidates of each other, `torch.distributed.group.WORLD`
-            for all. None: a process has its own pairs and the queue, as in BLIP.
+            for all (which is None before `init_process_group`). None: a process has its own pairs
+            and the queue, as in BLIP.
 
     Raises:
         ValueError, TypeError: an argument out of its range; with a group all processes raise it,
@@ -212,6 +213,7 @@ class ItcLoss(nn.Module):
                 "queue_size": self.queue_size,
                 "dtype": " ".join(str(x.dtype) for x in features),
                 "training": self.training,
+                "alpha": "a tensor" if isinstance(alpha, Tensor) else float(alpha),
                 "ids": "None" if ids is None else "given",
             }
             return (inputs, needs, part), len(image), facts
