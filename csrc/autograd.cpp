@@ -8,11 +8,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <memory>
 #include <utility>
-
-#include "scale_gradients.h"
 
 namespace tilewise {
 namespace {
@@ -50,8 +47,20 @@ bool records(const variable_list& inputs) {
 
 bool is_plain(const Tensor& x) { return x.is_cpu() && !at::isTensorSubclassLike(x); }
 
+// Whether the incoming gradient is 1, as in `loss.backward()`: those of the inputs are finished.
+bool is_one(const Tensor& grad) {
+  const bool readable = is_plain(grad) && !grad.is_neg() && !grad._is_zerotensor();
+  if (!readable || grad.numel() != 1) return false;
+  if (grad.scalar_type() == at::kFloat) return *grad.const_data_ptr<float>() == 1;
+  return grad.scalar_type() == at::kDouble && *grad.const_data_ptr<double>() == 1;
+}
+
 // A tensor of its own for what is saved: Python's objects outlive their variables with a tensor.
-Tensor apart(const Tensor& x) { return is_plain(x) ? x.detach() : x; }
+// No view of the other for autograd, which would forbid its owner to write to it.
+Tensor apart(const Tensor& x) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return is_plain(x) ? x.detach() : x;
+}
 
 // Whether nobody else can read a saved gradient: its node holds it, and this pass of the graph.
 bool held_alone(const Tensor& gradient) {
@@ -91,21 +100,27 @@ struct Loss : Function<Loss> {
     const size_t count = saved.size() / 2;
     variable_list results(count + 2);  // nothing for the two other arguments
     if (!grads[0].defined()) return results;
+    // A pass that ends the graph hands on what is saved, if it is the result and only its own.
+    const bool last = !at::GradMode::is_enabled() && !ctx->saved_data["hooks"].toBool() &&
+                      !torch::autograd::get_current_graph_task_keep_graph() && is_one(grads[0]);
     variable_list gradients, inputs;
-    std::vector<size_t> wanted;
+    std::vector<size_t> places;
     for (size_t i = 0; i < count; ++i) {
       if (!ctx->needs_input_grad(i)) continue;
-      wanted.push_back(i);
-      gradients.push_back(std::move(saved[i]));
-      inputs.push_back(saved[count + i]);
+      const Tensor& input = saved[count + i];
+      Tensor gradient = std::move(saved[i]);
+      if (last && gradient.scalar_type() == input.scalar_type() &&
+          gradient.sizes() == input.sizes() && held_alone(gradient)) {
+        results[i] = std::move(gradient);
+        continue;
+      }
+      places.push_back(i);
+      gradients.push_back(std::move(gradient));
+      inputs.push_back(input);
     }
-    const bool last = !at::GradMode::is_enabled() && !ctx->saved_data["hooks"].toBool() &&
-                      !torch::autograd::get_current_graph_task_keep_graph() && is_plain(grads[0]) &&
-                      std::all_of(gradients.begin(), gradients.end(), held_alone);
-    const variable_list values =
-        last ? scale_gradients(grads[0], gradients, inputs, /*in_place=*/true)
-             : scaled(grads[0], gradients, inputs);
-    for (size_t i = 0; i < wanted.size(); ++i) results[wanted[i]] = values[i];
+    if (places.empty()) return results;
+    const variable_list values = scaled(grads[0], gradients, inputs);
+    for (size_t k = 0; k < places.size(); ++k) results[places[k]] = values[k];
     return results;
   }
 };

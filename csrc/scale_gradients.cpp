@@ -1,10 +1,10 @@
 // tilewise::scale_gradients, of the losses' backward pass, on every device.
-#include "scale_gradients.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
+
+#include <vector>
 
 #include "common/registration.h"
 #include "cpu/pages.h"
@@ -24,8 +24,7 @@ void scale(const Tensor& gradient, const Tensor& grad, const Tensor& result) {
   const From factor = *grad.const_data_ptr<From>();
   const From* in = gradient.const_data_ptr<From>();
   To* out = result.mutable_data_ptr<To>();
-  if (factor == 1 && static_cast<const void*>(in) == static_cast<void*>(out)) return;
-  if (static_cast<const void*>(in) != static_cast<void*>(out)) fetch_pages(out, result.nbytes());
+  fetch_pages(out, result.nbytes());
   at::parallel_for(0, result.numel(), kGrain, [&](int64_t begin, int64_t end) {
     kernel(in + begin, factor, end - begin, out + begin);
   });
@@ -54,10 +53,8 @@ bool readable(const Tensor& gradient, const Tensor& grad) {
          gradient.scalar_type() == grad.scalar_type();
 }
 
-}  // namespace
-
 std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients,
-                                    at::TensorList inputs, bool in_place) {
+                                    at::TensorList inputs) {
   TORCH_CHECK_VALUE(gradients.size() == inputs.size(), "gradients: expected ", inputs.size(),
                     ", got ", gradients.size());
   std::vector<Tensor> results(inputs.size());
@@ -75,8 +72,7 @@ std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients
       places.push_back(i);
       continue;
     }
-    results[i] =
-        in_place && here && !rounded ? gradient : at::empty(inputs[i].sizes(), inputs[i].options());
+    results[i] = at::empty(inputs[i].sizes(), inputs[i].options());
     if (!here || !scale_on_cpu(gradient, grad, results[i])) at::mul_out(results[i], gradient, grad);
   }
   if (!alike.empty()) {
@@ -86,11 +82,10 @@ std::vector<Tensor> scale_gradients(const Tensor& grad, at::TensorList gradients
   return results;
 }
 
+}  // namespace
+
 TILEWISE_REGISTER(CompositeExplicitAutograd, library) {
-  library.impl("scale_gradients",
-               [](const Tensor& grad, at::TensorList gradients, at::TensorList inputs) {
-                 return scale_gradients(grad, gradients, inputs, /*in_place=*/false);
-               });
+  library.impl("scale_gradients", &scale_gradients);
 }
 
 }  // namespace tilewise

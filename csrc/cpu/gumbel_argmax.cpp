@@ -28,6 +28,9 @@ Tensor along(const Tensor& x, const RowsAlong& shape, at::IntArrayRef sizes, int
 
 }  // namespace
 
+// Largest k of rows that threads share: every block of a row keeps as many.
+constexpr int64_t kShared = 64;
+
 void argmax_wide(const Tensor& x, const RowsAlong& shape, int64_t k, uint64_t seed,
                  int64_t row_offset, int64_t* index, bool mark_invalid) {
   const auto* from = x.const_data_ptr<float>();
@@ -76,7 +79,7 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
   const Tensor value =
       at::empty(log_prob ? at::IntArrayRef({shape.rows(), k}) : at::IntArrayRef({0}),
                 logits.options().dtype(type));
-  if (!log_prob && is_wide(shape, type)) {
+  if (!log_prob && k <= kShared && is_wide(shape, type)) {
     argmax_wide(wide_rows(logits, shape), shape, k, key, row_offset,
                 index.mutable_data_ptr<int64_t>(), false);
     return {along(index, shape, logits.sizes(), dim), value};

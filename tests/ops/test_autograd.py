@@ -9,6 +9,7 @@ from tests.common.random_cases import backends, cpu_backends, kernels
 from tests.ops.test_contracts import SCALARS, by_op, leaf
 
 backend = pytest.fixture(cases.serve)
+losses = pytest.mark.parametrize("op", ["clip_loss", "info_nce", "itc_loss", "sigmoid_loss"])
 
 
 @backends
@@ -48,35 +49,62 @@ def sigmoid_operator():
 
 @cpu_backends
 def test_a_finished_gradient_becomes_the_features(backend):
-    """In its own memory, where nobody else can tell; else it is left as it was."""
-    loss, gradient, _, image = sigmoid_operator()
-    expected, place = gradient.clone(), gradient.data_ptr()
-    (3 * loss).backward()
-    assert torch.equal(gradient, expected) and torch.equal(image.grad, 3 * expected)
-    assert image.grad.data_ptr() != place
+    """In its own memory, where it is the result and nobody else can tell."""
     loss, gradient, other, image = sigmoid_operator()
-    place = gradient.data_ptr()
-    del gradient, other
-    (3 * loss).backward()
-    assert torch.equal(image.grad, 3 * expected) and image.grad.data_ptr() == place
+    expected, place = gradient.clone(), gradient.data_ptr()
+    loss.backward()
+    assert torch.equal(image.grad, expected) and image.grad.data_ptr() != place
+    for factor in (1, 3):
+        loss, gradient, other, image = sigmoid_operator()
+        place = gradient.data_ptr()
+        del gradient, other
+        (factor * loss).backward()
+        assert torch.equal(image.grad, factor * expected)
+        assert (image.grad.data_ptr() == place) == (factor == 1)
 
 
 @cpu_backends
 def test_a_gradient_that_others_may_read_stays(backend):
-    """A view of it, a graph that is retained, and hooks."""
+    """Because of a view of it, a graph that is retained, or hooks."""
     loss, gradient, other, image = sigmoid_operator()
     expected, view = gradient.clone(), gradient[1:]
     del gradient, other
-    (3 * loss).backward(retain_graph=True)
-    loss.backward()
-    assert torch.equal(view, expected[1:]) and torch.allclose(image.grad, 4 * expected)
+    for retained, copies in ((True, 1), (True, 2), (False, 3)):
+        loss.backward(retain_graph=retained)
+        assert torch.allclose(image.grad, copies * expected)
+        image.grad.mul_(7).div_(7)
+    assert torch.equal(view, expected[1:])
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: kept.append(x) or len(kept) - 1, lambda i: kept[i]
     ):
-        loss = sigmoid_operator()[0]
-    (3 * loss).backward()
+        loss, *_, image = sigmoid_operator()
+    loss.backward()
+    image.grad.zero_()
     assert torch.equal(kept[0], expected)
+
+
+@cpu_backends
+@losses
+def test_results_may_be_written_to(backend, op):
+    """Gradients are no views, whose owners autograd watches."""
+    x = leaf()
+    gradient, = torch.autograd.grad(SCALARS[op](x), x)
+    assert not gradient._is_view()
+    gradient.mul_(torch.ones((), requires_grad=True))
+
+
+@kernels
+@losses
+def test_lazily_negated_and_absent_gradients(backend, op):
+    """As autograd makes them where numbers are complex, or zero by construction."""
+    x, loss = leaf(), SCALARS[op]
+    expected, = torch.autograd.grad(loss(x), x)
+    factor = torch.complex(torch.tensor(1.0), torch.tensor(1.0)).conj().imag  # -1, not yet negated
+    assert factor.is_neg()
+    assert torch.equal(torch.autograd.grad(loss(x), x, factor)[0], -expected)
+    nothing = torch._efficientzerotensor((), dtype=torch.float32)
+    assert torch.equal(torch.autograd.grad(loss(x), x, nothing)[0], torch.zeros_like(x))
 
 
 @kernels
