@@ -1,6 +1,6 @@
 """Every kind of layer: known sizes, the field by gradients, and honesty where there is no end."""
 
-import importlib
+import importlib.util
 import math
 import sys
 from fractions import Fraction
@@ -54,11 +54,21 @@ FUNCTIONS = {
     "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), 4),
     "bilinear_odd": (lambda x: F.interpolate(x, size=(17, 23), mode="bilinear"), 4),
     "corners": (lambda x: F.interpolate(x, size=(20, 7), mode="bilinear", align_corners=True), 4),
+    "nearest_scale": (lambda x: F.interpolate(x, scale_factor=(1.3, 0.6)), 4),
+    "nearest_exact_scale": (lambda x: F.interpolate(
+        x, scale_factor=(1.3, 0.6), mode="nearest-exact"), 4),
+    "bilinear_scale": (lambda x: F.interpolate(x, scale_factor=(1.3, 0.6), mode="bilinear"), 4),
+    "bicubic_scale": (lambda x: F.interpolate(x, scale_factor=(1.3, 1.7), mode="bicubic"), 4),
+    "corners_scale": (lambda x: F.interpolate(
+        x, scale_factor=(1.3, 0.6), mode="bilinear", align_corners=True), 4),
+    "root_scale": (lambda x: F.interpolate(x, scale_factor=2**0.5, mode="bilinear"), 4),
+    "scales": (lambda x: torch.ops.aten.upsample_nearest2d(x, [18, 9], 1.3, 0.6), 4),
     "shuffle": (lambda x: F.pixel_shuffle(x, 2), 1),
     "unshuffle": (lambda x: F.pixel_unshuffle(x, 2), 16),
     "pad": (lambda x: F.pad(x, (2, 0, -1, 3)), 4),
     "reflect": (lambda x: F.pad(x, (2, 2, 1, 1), mode="reflect"), 4),
     "replicate": (lambda x: F.pad(x, (2, 2, 1, 1), mode="replicate"), 4),
+    "circular": (lambda x: F.pad(x, (2, 2, 1, 0), mode="circular"), 4),
     "permute": (lambda x: x.permute(0, 2, 3, 1).clone().permute(0, 3, 1, 2), 4),
     "tokens": (lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape), 4),
     "heads": (lambda x: x.reshape(1, 2, 2, *x.shape[2:]).sum(2), 2),
@@ -67,6 +77,7 @@ FUNCTIONS = {
     "chunk": (lambda x: x.chunk(2, 1)[1], 2),
     "halves": (lambda x: x.chunk(2, 2)[1], 4),
     "split": (lambda x: x.split([3, x.shape[3] - 3], 3)[1], 4),
+    "tensor_split": (lambda x: x[:, :, 1:].tensor_split(2, 2)[1], 4),
     "stack": (lambda x: torch.stack([x, F.avg_pool2d(x, 3, 1, 1)], 1).flatten(1, 2), 8),
     "channel_mean": (lambda x: x.mean(1, keepdim=True), 1),
     "channel_attention": (lambda x: x * F.softmax(x, 1), 4),
@@ -90,6 +101,52 @@ def test_function(name):
     result = tw.receptive_field(Function(function, channels), (1, 1, 14, 16))
     assert not [layer.why for layer in result.layers if math.inf in layer.size]
     check_units(result, "")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [0.6, 0.75, 1.25, 1.7, 3**0.5, 7])
+def test_no_field_of_a_scaled_picture_is_too_small(mode, scale):
+    """Of every unit along a row. Bicubic, a place right on a pixel has no weight beside it."""
+    net = nn.Upsample(scale_factor=scale, mode=mode)
+    result = tw.receptive_field(net, (1, 1, 2, 16))
+    for unit in range(result[""].units[1]):
+        field, measured = (f("", (0, unit)) for f in (result.field, result.measure))
+        assert field.first[1] <= measured.first[1] and field.last[1] >= measured.last[1], unit
+        assert field == measured or mode == "bicubic" and measured.size[1] == 1, unit
+
+
+ALONE = {
+    "layer_norm": (lambda x: F.layer_norm(x, x.shape[1:]), True),
+    "rms_norm": (lambda x: F.rms_norm(x, x.shape[1:]), True),
+    "group_norm": (lambda x: F.group_norm(x, 2), True),
+    "instance_norm": (F.instance_norm, True),
+    "batch_norm": (nn.BatchNorm2d(4, track_running_stats=False).double().eval(), True),
+    "stored": (nn.BatchNorm2d(4).double().eval(), False),
+    "rms_norm_of_channels": (lambda x: F.rms_norm(x.movedim(1, -1), (4,)).movedim(-1, 1), False),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_means_over_positions_that_norms_take_have_a_row(name):
+    function, alone = ALONE[name]
+    result = tw.receptive_field(Function(function).double(), (1, 1, 8, 9))
+    assert [layer.op.endswith("norm, alone") for layer in result.layers] == (
+        [False, False, True, False] if alone else [False] * 3)  # fmt: skip
+    check_units(result, "")
+
+
+def test_scalar_parameters():
+    """A temperature, say: also that is measured."""
+
+    class Scaled(nn.Conv2d):
+        def __init__(self):
+            super().__init__(1, 1, 3)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    check_units(tw.receptive_field(Scaled(), 8), "")
 
 
 GLOBAL = {
@@ -170,7 +227,7 @@ def test_odd_sizes_have_no_jump_and_still_fields():
 
 
 def test_table_says_what_the_recursion_needs():
-    """VGG-11's features, whose figures are known; each row's N_RF follows from the one above it."""
+    """VGG-11's features, whose figures are known; each row's N_RF follows from the next row."""
     layers, width = [], 3
     for convolutions in (1, 1, 2, 2, 2):
         for _ in range(convolutions):
@@ -181,9 +238,9 @@ def test_table_says_what_the_recursion_needs():
     last = result.layers[-1]
     assert (last.size, last.jump, last.start) == ((150, 150), (32, 32), (-59, -59))
     assert last.centre == (15.5, 15.5) and last.seen == (1, 1)
-    for below, above in zip(result.layers, result.layers[1:], strict=False):
-        n, ksize, stride = above.seen[0], above.ksize[0], above.stride[0]
-        assert below.seen[0] == (n - 1) * stride + ksize
+    for row, after in zip(result.layers, result.layers[1:], strict=False):
+        n, ksize, stride = after.seen[0], after.ksize[0], after.stride[0]
+        assert row.seen[0] == (n - 1) * stride + ksize
     lines = str(result).splitlines()
     assert lines[0].split() == ["layer", "op", "units", "ksize", "stride", "N_RF", "size", "jump",
                                 "start", "centre"]  # fmt: skip
@@ -221,6 +278,7 @@ def test_model_is_left_as_it_was():
 
 
 def test_effective_field_lies_in_the_field(tmp_path):
+    pytest.importorskip("matplotlib")
     torch.manual_seed(0)
     net = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)])
     result = tw.receptive_field(net, 32)
@@ -271,10 +329,10 @@ def test_graph_is_torch_fx():
     assert all(_rules.known(target) for target in targets)
 
 
-def test_command_line(capsys, tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (90, 70), "red").save(tmp_path / "red.png")
+def test_command_line(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pil = pytest.importorskip("PIL.Image")
+    pil.new("RGB", (90, 70), "red").save(tmp_path / "red.png")
     main(["tests.common.small_nets:patch_gan", "--input", "1,3,96,96", "--check", "--unit", "5,5",
           "--picture", str(tmp_path / "red.png"), "--out", str(tmp_path / "out.png")])  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
@@ -283,6 +341,9 @@ def test_command_line(capsys, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="model: expected"):
         main(["resnet18"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install timm"):
+        main(["timm:resnet18"])
 
 
 def test_import_brings_no_part(monkeypatch):

@@ -124,7 +124,7 @@ def test_everything_is_passed_on():
     assert _directions.within(steps, 2, [3])[0] == ((0, 7),)
 
 
-@pytest.mark.parametrize("edge", ["nothing", "repeat", "mirror"])
+@pytest.mark.parametrize("edge", ["nothing", "repeat", "mirror", "wrap"])
 def test_borders(edge):
     """Beside the padded indices, written out as torch pads them."""
     size, pad = 6, 3
@@ -132,6 +132,7 @@ def test_borders(edge):
         "nothing": [i if 0 <= i < size else None for i in range(-pad, size + pad)],
         "repeat": [min(max(i, 0), size - 1) for i in range(-pad, size + pad)],
         "mirror": [size - 1 - abs(size - 1 - abs(i)) for i in range(-pad, size + pad)],
+        "wrap": [i % size for i in range(-pad, size + pad)],
     }[edge]
     window = Window(1, -pad, -pad, 1, edge)
     for first in range(len(index)):

@@ -11,7 +11,6 @@ from tilewise.receptive_field import _mixing_rules as _mixing_rules  # each regi
 from tilewise.receptive_field import _view_rules as _view_rules
 from tilewise.receptive_field import _window_rules as _window_rules
 from tilewise.receptive_field._result import Layer, ReceptiveField
-from tilewise.receptive_field._result import number as _number
 from tilewise.receptive_field._steps import Step, Steps
 from tilewise.receptive_field._windows import Everything, Span, Window
 
@@ -109,6 +108,11 @@ def _window(step: Step, axis: int) -> tuple[float, float | Fraction]:
     widest = max(plain, key=lambda window: window.ksize, default=Window())
     stride = Fraction(widest.stride, widest.divide)
     return widest.ksize, _number(stride)
+
+
+def _number(value: Fraction) -> int | Fraction:
+    """2, not Fraction(2, 1)."""
+    return int(value) if value.denominator == 1 else value
 
 
 def _count(units: tuple[int, int] | None) -> float:

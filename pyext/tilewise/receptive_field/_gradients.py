@@ -27,7 +27,7 @@ def measure(result: "ReceptiveField", name: str, unit: tuple[int, ...]
     model = copy.deepcopy(result.model).double()
     with torch.no_grad():
         for key, weight in model.named_parameters():
-            weight.fill_(0 if key.endswith("bias") else 1 / max(weight[:1].numel(), 1))
+            weight.fill_(0 if key.endswith("bias") else 1 / max(weight.shape[1:].numel(), 1))
     device = next(model.parameters(), torch.zeros(())).device
     x = torch.ones(result.input_size, dtype=torch.float64, device=device)
     with _Monotone():

@@ -1,6 +1,5 @@
 """What `receptive_field` returns: a table of layers, and the field of any unit."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,9 +77,6 @@ class ReceptiveField:
             IndexError: a unit outside the output.
         """
         place = self._place(layer)
-        if place == 0:
-            place_unit = self._unit(self._steps[0].sizes, unit)
-            return Field(place_unit, place_unit)
         units = self._unit(self._steps[place].sizes, unit)
         seen = _directions.within(self._steps, place, units)
         box = seen.get(0, ((0, -1),) * len(units))
@@ -167,9 +163,3 @@ class ReceptiveField:
         ):
             raise IndexError(f"unit: expected a place in an output of {sizes}, got {unit}")
         return tuple(i % n for i, n in zip(units, sizes, strict=True))
-
-
-def number(value: float | Fraction) -> float | Fraction:
-    """2, not Fraction(2, 1)."""
-    whole = not isinstance(value, float) or math.isfinite(value)
-    return int(value) if whole and value == int(value) else value

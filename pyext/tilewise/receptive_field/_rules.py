@@ -132,12 +132,12 @@ def pointwise(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
 
 
 rule(
-    "batch_norm", "rms_norm", "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous",
+    "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous",
     "detach", "alias", "to", "_to_copy", "lift_fresh", "prelu", "rrelu", "type_as", "copy",
 )(pointwise)  # fmt: skip
 
 
-@rule("group_norm", "instance_norm", "layer_norm")
+@rule("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
 def norm(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
     """Element by element. A mean over positions is no picture of them: it gets a row, no field."""
     x = arguments["input"]
@@ -145,6 +145,9 @@ def norm(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
         return unknown(node, arguments, steps)
     dims = x.meta["dims"]
     over = dims[-len(arguments.get("normalized_shape", dims)) :]
+    if op(node) in ("batch_norm", "instance_norm"):  # per channel, or of means that are stored
+        takes_means = arguments.get("training", arguments.get("use_input_stats"))
+        over = [dims[0], *dims[2:]] if takes_means else []
     own = bool(axes_of(over))
     name = f"{op(node)}, alone" if own else op(node)
     steps.set(node, name, dims, [(x, steps.read(x, dims, {}))], own=own)

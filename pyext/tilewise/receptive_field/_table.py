@@ -28,8 +28,8 @@ def text(result: "ReceptiveField") -> str:
     lines = [lines[0], rule, *lines[1:], rule]
     lines.append(f"input {_sizes(result.input_size)}; pixels are counted from 0")
     lines.append(
-        f"N_RF: units of this layer that one unit of {_name(top)} sees: (N_RF - 1) stride + ksize"
-        " of the layer above"
+        f"N_RF: units of this layer that one unit of {_name(top)} sees: (N_RF - 1) stride + ksize,"
+        " all three of the next row but where branches meet"
     )
     lines.append("size, start, centre: of unit 0, in pixels; the next unit's are jump further")
     for why in dict.fromkeys(layer.why for layer in result.layers if layer.why):

@@ -48,7 +48,7 @@ def expand(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
     steps.set(node, "expand", dims, [(x, steps.read(x, dims, everything))])
 
 
-@rule("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split")
+@rule("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
 def part(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
     """Of channels: the same grid. Of an axis: a grid that starts elsewhere, or is thinned out."""
     x, shape = arguments["self"], node.meta["shape"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import fx
@@ -9,6 +10,8 @@ from torch import fx
 from tilewise.receptive_field._rules import is_followed, numbers, op, rule, unknown
 from tilewise.receptive_field._steps import Steps, axes_of, plain_dims
 from tilewise.receptive_field._windows import IDENTITY, Everything, Window
+
+EDGES = {"constant": "nothing", "replication": "repeat", "reflection": "mirror", "": "wrap"}
 
 
 def _local(node: fx.Node, x: fx.Node, windows: Sequence[Window | Everything],
@@ -107,20 +110,42 @@ def linear_upsample(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> N
 
 def _resample(node: fx.Node, arguments: dict[str, Any], steps: Steps,
               window: Callable[[int, int], Window | Everything]) -> None:  # fmt: skip
-    """A layer whose windows follow from the sizes of its input and output."""
+    """A layer whose windows follow from the sizes of its input and output, or from a scale."""
     x = arguments.get("input", arguments.get("self"))
     assert isinstance(x, fx.Node)
-    old, new = x.meta["shape"], node.meta["shape"]
     count = int(op(node)[-2])
-    _local(node, x, [window(a, b) for a, b in zip(old[-count:], new[-count:], strict=True)], steps)
+    sizes = zip(x.meta["shape"][-count:], node.meta["shape"][-count:], strict=True)
+    windows = [
+        window(old, new) if scale is None else _scaled(window, scale)
+        for (old, new), scale in zip(sizes, _scales(arguments, count), strict=True)
+    ]
+    _local(node, x, windows, steps)
 
 
-@rule("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+def _scales(arguments: dict[str, Any], count: int) -> Sequence[float | None]:
+    """What torch divides a unit's place by: a scale that was given, whatever the sizes became."""
+    if arguments.get("align_corners"):
+        return [None] * count  # the corners decide
+    each = [value for name, value in arguments.items() if name.startswith("scales")]
+    return arguments.get("scale_factors") or each or [None] * count
+
+
+def _scaled(window: Callable[[int, int], Window | Everything], scale: float
+            ) -> Window | Everything:  # fmt: skip
+    """As from `denominator` units to `numerator`."""
+    ratio = Fraction(scale).limit_denominator(1000)  # else fields would repeat after 2^52 units
+    found = window(ratio.denominator, ratio.numerator)
+    if float(ratio) == scale or isinstance(found, Everything):
+        return found
+    return found._replace(first=found.first - 2, last=found.last + 2)  # so far off, at 1000 units
+
+
+@rule("constant_pad_nd", "_pad_circular",
+       "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
        "replication_pad1d", "replication_pad2d", "replication_pad3d")  # fmt: skip
 def pad(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
     pads = arguments.get("pad") or arguments["padding"]
-    name = op(node)
-    edge = {"c": "nothing", "r": "repeat"}[name[0]] if "reflection" not in name else "mirror"
+    edge = EDGES[op(node).split("_pad")[0]]
     before = list(pads[::2])[::-1]  # of the last dimensions, in their order
     windows = [Window(1, -n, -n, 1, edge) for n in before]
     _local_keeping_channels(node, arguments["self"], windows, steps)

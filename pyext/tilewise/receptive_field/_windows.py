@@ -14,7 +14,8 @@ class Window(NamedTuple):
     """Unit i reads units (stride i + first) // divide to (stride i + last) // divide.
 
     A convolution has divide = 1, an upsampling by 2 has stride = 1 and divide = 2. `edge` says what
-    a read beyond the border finds: nothing, the "repeat" of the last unit, or its "mirror".
+    a read beyond the border finds: nothing, the "repeat" of the last unit, its "mirror", or, by
+    "wrap", the units at the other end.
     """
 
     stride: int = 1
@@ -35,6 +36,9 @@ class Window(NamedTuple):
             return first, last
         if self.edge == "mirror":
             first, last = _mirrored(first, last, size)
+        if self.edge == "wrap":
+            inside = first // size == last // size  # else it reads both ends, and all is between
+            return (first % size, last % size) if inside else (0, size - 1)
         if self.edge == "repeat":
             return min(max(first, 0), size - 1), min(max(last, 0), size - 1)
         return max(first, 0), min(last, size - 1)
