@@ -17,7 +17,9 @@ from tools.extension import ROOT
 TOOLS = ("hypothesis", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "rich",
          "scikit-learn", "setuptools", "wheel")  # fmt: skip
 NUMPY = "numpy<2.4"  # the interpreter of Triton before 3.7 relies on what 2.4 refuses
-TESTS = ["tests/ops", "tests/backends", "tests/nn", "tests/smooth", "tests/estimators"]
+TESTS = ["tests/ops", "tests/backends", "tests/nn", "tests/smooth", "tests/estimators",
+         "tests/receptive_field/test_receptive_field.py",
+         "tests/receptive_field/test_windows.py"]  # fmt: skip
 BUILD = """\
 import sys, sysconfig
 from pathlib import Path

@@ -4,13 +4,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from tilewise.receptive_field.__main__ import import_torchvision
 
 PEERS = ("open_clip", "diffusers", "vector_quantize_pytorch", "faiss", "sklearn", "siglip_kernel")
 
@@ -70,7 +71,7 @@ def lucidrains_gumbel_sample(logits: Tensor, k: int | None) -> Tensor:
 
 def diffusers_gaussian_sample(parameters: Tensor) -> tuple[Tensor, Tensor]:
     """A sample and its divergence by diffusers' class, whose input holds mean and logvar."""
-    _make_torchvision_importable()
+    import_torchvision()
     vae = importlib.import_module("diffusers.models.autoencoders.vae")
     posterior = vae.DiagonalGaussianDistribution(parameters)
     return posterior.sample(), posterior.kl()
@@ -78,7 +79,7 @@ def diffusers_gaussian_sample(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 def open_clip_loss() -> ModuleType:
     """open_clip.loss, also where torchvision was built for another torch."""
-    _make_torchvision_importable()
+    import_torchvision()
     return importlib.import_module("open_clip.loss")
 
 
@@ -93,22 +94,3 @@ def open_clip_losses() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@functools.cache
-def _make_torchvision_importable() -> torch.library.Library | None:
-    """For open_clip and diffusers, which import it; neither needs it here.
-
-    A torchvision whose C++ operators do not load stops at the first schema that it misses.
-    Declaring two of them lets it go on.
-    """
-    try:
-        importlib.import_module("torchvision")
-        return None
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library  # the cache keeps it: one that is dropped takes its schemas along

@@ -6,7 +6,7 @@
 """
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from typing import Any
 
@@ -47,24 +47,30 @@ def load(name: str) -> nn.Module:
     place, _, what = name.partition(":")
     if not what:
         raise SystemExit(f"model: expected timm:NAME, torchvision:NAME or module:function: {name}")
-    if place in ("timm", "torchvision"):
-        _torchvision()
     if place == "timm":
-        return importlib.import_module("timm").create_model(what)
+        return _timm().create_model(what)
     if place == "torchvision":
+        import_torchvision()
         return importlib.import_module("torchvision.models").get_model(what, weights=None)
     sys.path.insert(0, "")
     return getattr(importlib.import_module(place), what)()
 
 
+def _timm() -> Any:
+    if importlib.util.find_spec("timm") is None:
+        raise SystemExit("model: timm:NAME needs timm: pip install timm")
+    import_torchvision()
+    return importlib.import_module("timm")
+
+
 _declared: list[Any] = []  # a library that is dropped takes its schemas along
 
 
-def _torchvision() -> None:
+def import_torchvision() -> None:
     """Imports torchvision, also one built for another torch, whose C++ operators do not load.
 
-    It stops at the first of them that it misses; declared, they are not missed until they are
-    called, and no classifier calls them.
+    It stops at the first of them that it misses, and so does what imports it, as timm does;
+    declared, they are not missed until they are called, and no classifier calls them.
     """
     try:
         importlib.import_module("torchvision")
