@@ -46,6 +46,17 @@ def test_zeros_of_both_signs_are_equal_numbers(rows, metric):
         check(torch.randn(rows, 5), codebook, metric, k)
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_codes_that_one_large_number_makes_alike_are_not_equal(rows):
+    """A sum of them rounds what tells them apart away, and the difference of two does not."""
+    codebook = torch.randn(300, 9)
+    codebook[:, 3] = 1e30
+    x = codebook[torch.randint(300, (rows,))].clone()
+    assert torch.equal(x, codebook[tw.nearest_code(x, codebook).index])
+    for k in KS:
+        check(x, codebook, "l2", k)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("rows", ROWS)
 def test_equal_codes_among_nan_and_infinity(rows, metric):
