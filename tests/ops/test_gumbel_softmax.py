@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import tilewise as tw
 from tests.common import random_cases as cases
 from tests.common.budget import ROUNDINGS, assert_within_budget
+from tests.common.contrastive_cases import DEVICE
 from tests.common.random_cases import (
     BY_NAME,
     CASES,
@@ -19,6 +20,7 @@ from tests.common.random_cases import (
     normal,
     served,
 )
+from tilewise.reference import _philox
 from tilewise.reference.gumbel_softmax import _softmax
 
 backend = pytest.fixture(cases.serve)
@@ -248,6 +250,15 @@ def test_far_rows_are_other_rows(backend):
     samples = [tw.gumbel_softmax(x, seed=1, row_offset=i) for i in (0, 2**32, 2**40, -1, -2**63)]
     for i, y in enumerate(samples):
         assert not any(torch.allclose(y, other) for other in samples[:i])
+
+
+@backends
+def test_the_largest_word_has_a_finite_variate(backend):
+    """Column 24 of this row draws 0xfffffff7, whose share of 2^32 rounds to 1: no -inf of it."""
+    y = tw.gumbel_softmax(torch.zeros(1, 32, device=DEVICE), seed=0, row_offset=1260597)
+    g = _philox.gumbel(torch.tensor(0), 1, 32, 1260597).to(DEVICE)
+    assert g[0, 24] == g.min() and -2.82 < g.min() < -2.80
+    torch.testing.assert_close(y, g.softmax(1), rtol=1e-5, atol=0)
 
 
 @backends
