@@ -123,9 +123,11 @@ def curves(bounds: dict, path: Path) -> None:
         limits = 5 * math.floor(lowest / 5), 5 * math.ceil(last / 5) + 20
         axes[0].set(title="-ELBO of held-out digits, nats", xlabel="step", ylim=limits)
         axes[1].set(title="Less that of eager operations", xlabel="step", ylim=(-3, 3))
-        axes[2].set(title="Discrete latents, nats", xlabel="step", ylim=limits)
-        for place in axes:
-            place.legend(fontsize=8, loc="upper right")
+        room = limits[0], limits[1] + 25  # for the legend
+        axes[2].set(title="Discrete latents, nats", xlabel="step", ylim=room)
+        axes[0].legend(fontsize=8, loc="upper right")
+        axes[1].legend(fontsize=8, loc="lower right")
+        axes[2].legend(fontsize=8, loc="upper right", ncols=2)
 
 
 def uses(found: dict, path: Path) -> None:
