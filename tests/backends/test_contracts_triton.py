@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.backends.adapters import ADAPTERS, Adapter
 from tests.backends.contrast_adapters import CONTRASTS, NEGATIVES, Contrast
@@ -101,6 +103,22 @@ def test_offsets_beyond_31_bits(tmp_path, adapter: Adapter, dtype):
 
 # Of all image-text pairs. Float32 takes every case; in half precision programs read, write and
 # merge the same elements, so that the first cases do.
+
+
+@triton.jit
+def store_corners(out_ptr, rows, cols):
+    row, col = _contrast.tile_corner(rows, cols, 16, 32)
+    tl.store(out_ptr + 2 * tl.program_id(0), row)
+    tl.store(out_ptr + 2 * tl.program_id(0) + 1, col)
+
+
+@pytest.mark.parametrize("down, across", [(1, 1), (8, 3), (19, 3), (7, 5), (9, 1)])
+def test_every_tile_is_walked_once(down, across):
+    """Also where the last group of rows of tiles is smaller than the others."""
+    corners = torch.full((down * across, 2), -1)
+    store_corners[(down * across,)](corners, 16 * down - 3, 32 * across - 5)
+    expected = itertools.product(range(0, 16 * down, 16), range(0, 32 * across, 32))
+    assert sorted(map(tuple, corners.tolist())) == list(expected)
 
 
 def chunked_problems():
