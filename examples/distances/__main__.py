@@ -1,6 +1,6 @@
 """Learning a generative model: one family and the same targets, by six distances.
 
-    python -m examples.distances             # three minutes on two cores
+    python -m examples.distances             # three and a half minutes on two cores
     python -m examples.distances --quick     # a look at every stage
 
 To learn a generative model is to lower a distance d(data, model). Which one decides what is asked

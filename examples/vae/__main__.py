@@ -1,6 +1,6 @@
 """Variational autoencoders on handwritten digits: normal, uniform and discrete latents, and a GAN.
 
-    python -m examples.vae             # four minutes on two cores
+    python -m examples.vae             # three minutes on two cores
     python -m examples.vae --quick     # a look at every stage
     python -m examples.vae --resume    # go on from the checkpoints in --out
 

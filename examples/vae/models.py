@@ -172,6 +172,12 @@ class Codes(Categories):
         )
 
 
+@torch.no_grad()
+def begin_at_mean(decoder: nn.Sequential, mean: Tensor) -> None:
+    """Lets it draw the mean digit (784,) at first, which saves it the first epoch."""
+    decoder[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
+
+
 class Vae(nn.Module):
     """Binary pixels (B, 784) to latents and back."""
 
@@ -180,11 +186,6 @@ class Vae(nn.Module):
         self.latents = latents
         self.encoder = layers(PIXELS, HIDDEN, HIDDEN, latents.outputs)
         self.decoder = layers(latents.size, HIDDEN, HIDDEN, PIXELS)
-
-    @torch.no_grad()
-    def begin(self, mean: Tensor) -> None:
-        """Lets the decoder draw the mean digit (784,) at first, which saves it the first epoch."""
-        self.decoder[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
 
     def error(self, z: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) in nats, (..., B) of latents (..., B, size)."""
@@ -241,11 +242,6 @@ class Gan(nn.Module):
             nn.Linear(PIXELS, HIDDEN), nn.LeakyReLU(0.2), nn.Dropout(0.3),
             nn.Linear(HIDDEN, HIDDEN), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(HIDDEN, 1),
         )  # fmt: skip
-
-    @torch.no_grad()
-    def begin(self, mean: Tensor) -> None:
-        """As the VAE's decoder does."""
-        self.generator[-1].bias.copy_(torch.logit(mean.clamp(0.005, 0.995)))
 
     def forward(self, count: int) -> Tensor:
         return torch.sigmoid(self.generator(torch.randn(count, self.size)))

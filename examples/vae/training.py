@@ -91,7 +91,7 @@ class VaeRun(Run):
     def __init__(self, kind: str, data: Data, args, steps: int):
         torch.manual_seed(args.seed)
         model = models.Vae(latents(kind, steps))
-        model.begin(data.seen.mean(0))
+        models.begin_at_mean(model.decoder, data.seen.mean(0))
         super().__init__(
             kind, args.out / f"{kind.replace(', ', '-').replace(' ', '-')}.pt", model,
             torch.optim.Adam(model.parameters(), args.rate, fused=True), steps,
@@ -132,7 +132,7 @@ class GanRun(Run):
     def __init__(self, data: Data, args, steps: int):
         torch.manual_seed(args.seed)
         model = models.Gan(SIZE)
-        model.begin(data.seen.mean(0))
+        models.begin_at_mean(model.generator, data.seen.mean(0))
         optimizer = torch.optim.Adam([
             {"params": model.critic.parameters(), "lr": 5e-4},
             {"params": model.generator.parameters(), "lr": 1e-3},
