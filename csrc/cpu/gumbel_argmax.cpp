@@ -19,6 +19,9 @@ namespace {
 
 using at::Tensor;
 
+// Largest k of rows that threads share: every block of a row keeps as many.
+constexpr int64_t kShared = 64;
+
 // Results (rows, k) in the order of rows, as the shape of x with `dim` of size k.
 Tensor along(const Tensor& x, const RowsAlong& shape, at::IntArrayRef sizes, int64_t dim) {
   std::vector<int64_t> out(sizes.begin(), sizes.end());
@@ -27,9 +30,6 @@ Tensor along(const Tensor& x, const RowsAlong& shape, at::IntArrayRef sizes, int
 }
 
 }  // namespace
-
-// Largest k of rows that threads share: every block of a row keeps as many.
-constexpr int64_t kShared = 64;
 
 void argmax_wide(const Tensor& x, const RowsAlong& shape, int64_t k, uint64_t seed,
                  int64_t row_offset, int64_t* index, bool mark_invalid) {

@@ -17,12 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
+from tests.common.contrastive_cases import DEVICE
 from tests.common.fresh import CONTEXT
 
 WORLDS = (2, 3, 4)
+# `pytestmark` of a file whose tests run in them: all in one worker, which starts them once.
+OF_PROCESSES = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
+    pytest.mark.xdist_group("processes"),
+]
 
 
 class Failed(Exception):

@@ -12,14 +12,11 @@ from torch import Tensor
 import tilewise as tw
 from benchmarks.baselines import eager_info_nce
 from tests.common.budget import assert_within_budget
-from tests.common.contrastive_cases import DEVICE, Case, related
+from tests.common.contrastive_cases import Case, related
 from tests.common.cross_entropy_cases import ROWS, magnitudes, outputs
-from tests.common.processes import WORLDS, processes
+from tests.common.processes import OF_PROCESSES, WORLDS, processes
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = OF_PROCESSES
 
 DIM, SCALE = 12, 9.0
 EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [3, 3, 3, 3], 8: [2] * 8}

@@ -8,14 +8,10 @@ import torch
 import torch.distributed as dist
 
 import tilewise as tw
-from tests.common.contrastive_cases import DEVICE
-from tests.common.processes import WORLDS, processes
+from tests.common.processes import OF_PROCESSES, WORLDS, processes
 from tests.nn.test_itc_loss import QUEUES, features, ids
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = OF_PROCESSES
 
 D, STEPS = 8, 3
 EQUAL = {2: [4, 4], 3: [3, 3, 3], 4: [2, 2, 2, 2], 8: [1] * 8}

@@ -16,14 +16,11 @@ from benchmarks.baselines import eager_clip_loss, eager_info_nce, eager_sigmoid_
 from benchmarks.baselines.peers import open_clip_losses
 from tests.common import cross_entropy_cases
 from tests.common.budget import assert_within_budget
-from tests.common.contrastive_cases import DEVICE, Case
-from tests.common.processes import WORLDS, processes
+from tests.common.contrastive_cases import Case
+from tests.common.processes import OF_PROCESSES, WORLDS, processes
 from tests.ops import test_sigmoid_loss
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = OF_PROCESSES
 
 DIM = 12
 EQUAL = {2: [5, 5], 3: [4, 4, 4], 4: [4, 4, 4, 4], 8: [3] * 8}

@@ -5,14 +5,10 @@ import torch
 import torch.distributed as dist
 
 import tilewise as tw
-from tests.common.contrastive_cases import DEVICE
-from tests.common.processes import processes
+from tests.common.processes import OF_PROCESSES, processes
 from tests.common.quantizer_cases import CLOSE, HEADS, quantizer, residual, rows
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = OF_PROCESSES
 
 SETTINGS = [
     dict(),

@@ -5,14 +5,10 @@ import torch
 import torch.distributed as dist
 
 import tilewise as tw
-from tests.common.contrastive_cases import DEVICE
-from tests.common.processes import WORLDS, Failed, processes
+from tests.common.processes import OF_PROCESSES, WORLDS, Failed, processes
 from tilewise.distributed import ROUTES, Peers, circulate
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE != "cpu", reason="gloo, on CPU tensors"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = OF_PROCESSES
 
 ROWS = [4, 0, 7, 3]
 

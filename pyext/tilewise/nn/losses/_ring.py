@@ -22,6 +22,11 @@ PIECES = 4
 Gradients = list[Tensor | None]
 
 
+def wanted(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> Gradients:
+    """Those that are needed, None in place of the others."""
+    return [x if need else None for x, need in zip(gradients, needs, strict=True)]
+
+
 def pieces(rows: list[int]) -> int:
     return max(1, min(PIECES, max(rows) // PIECE))
 
@@ -53,8 +58,7 @@ def sigmoid(
     ) or (None,)
     loss, d_image, *scalars = totals if share == 1 else [x.mul_(share) for x in totals]
     gradients = [d_image, d_text, *(x.to(scale.dtype) for x in scalars)]
-    wanted = [x if need else None for x, need in zip(gradients, needs, strict=True)]
-    return loss.to(scale.dtype), wanted
+    return loss.to(scale.dtype), wanted(gradients, needs)
 
 
 def clip(
@@ -112,8 +116,7 @@ def _clip_of_queries(
         x.results(target.double(), weight) for x, target in zip(queries, (text, image), strict=True)
     ]
     loss, (d_image, d_text), d_scale = combined(found, scale)
-    gradients = [d_image, d_text, d_scale]
-    return loss, [x if need else None for x, need in zip(gradients, needs, strict=True)]
+    return loss, wanted([d_image, d_text, d_scale], needs)
 
 
 def _clip_sums(
@@ -160,8 +163,7 @@ def _clip_gradients(
     (d_text,) = circulate(
         peers, rows, (text, sums[1]), visit, pieces=pieces(rows)
     ) or (None,)
-    found = [totals[0], d_text, totals[1]]
-    return [x if need else None for x, need in zip(found, needs, strict=True)]
+    return wanted([totals[0], d_text, totals[1]], needs)
 
 
 T = TypeVar("T")

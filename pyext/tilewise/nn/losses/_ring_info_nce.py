@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tilewise.distributed import Peers, circulate
-from tilewise.nn.losses._ring import Gradients, pieces
+from tilewise.nn.losses._ring import Gradients, pieces, wanted
 from tilewise.nn.losses._softmax import merge_sums, nothing_yet
 from tilewise.ops._arguments import NOWHERE
 from tilewise.ops._blocks import block_gradients, block_sums
@@ -120,8 +120,7 @@ class _Queries:
         (d_keys,) = circulate(
             self.peers, self.rows, block, visit, pieces=pieces(self.rows)
         ) or (None,)
-        found = d_query, d_keys, d_scale.to(self.scale.dtype)
-        return [x if need else None for x, need in zip(found, needs, strict=True)]
+        return wanted([d_query, d_keys, d_scale.to(self.scale.dtype)], needs)
 
     def _with_targets(self, of_match: float) -> tuple[Tensor, Tensor]:
         """The keys' mean under the targets (B, D), and each query times it (B,), float64."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tilewise.distributed import Peers, circulate
-from tilewise.nn.losses._ring import Gradients
+from tilewise.nn.losses._ring import Gradients, wanted
 from tilewise.nn.losses._softmax import Means, combined
 from tilewise.ops._matched import matched_by_ids
 
@@ -54,8 +54,7 @@ def itc(
     circulate(peers, rows, block, visit, route="shift")  # whole: the queue has places for them
     weight = 0.5 * peers.size / max(sum(rows), 1)  # each query matches its own pair at least
     loss, (d_image, d_text), d_scale = combined([x.results(weight) for x in sides], scale)
-    gradients = d_image, d_text, d_scale
-    return loss, [x if need else None for x, need in zip(gradients, needs, strict=True)]
+    return loss, wanted([d_image, d_text, d_scale], needs)
 
 
 class _Side:
