@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import nn
 
 import tilewise as tw
 from examples import siglip_report
@@ -29,49 +28,8 @@ from examples.common import large_batch, parallel, report
 from examples.common.data import SCENE_WORDS, Pairs, pairs, scenes, split
 from examples.common.large_batch import LOSSES
 from examples.common.retrieval import chance, nearest_pixel, recall
-from examples.common.towers import ImageTower, TextTower, Words
-from examples.common.training import Batches, Run, arguments, progress, train, warmup_cosine
-
-
-class SigLip(nn.Module):
-    """Two towers and the two scalars of the loss."""
-
-    def __init__(self, vocabulary: int, bias: float = -10.0):
-        super().__init__()
-        self.image = ImageTower()
-        self.text = TextTower(vocabulary)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # t'
-        self.logit_bias = nn.Parameter(torch.tensor(bias))  # b
-
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor):
-        """What the loss takes: image_features, text_features, logit_scale, logit_bias."""
-        scale, bias = self.log_scale.exp(), self.logit_bias.clone()  # of now, not of the next step
-        return self.image(images), self.text(tokens), scale, bias
-
-    def optimizer(self, tower_rate: float = 2e-3, scalar_rate: float = 0.05) -> torch.optim.AdamW:
-        towers = [*self.image.parameters(), *self.text.parameters()]
-        scalars = [self.log_scale, self.logit_bias]
-        groups = [
-            {"params": towers, "peak": tower_rate, "weight_decay": 0.1},
-            {"params": scalars, "peak": scalar_rate, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, betas=(0.9, 0.95))
-
-
-@torch.no_grad()
-def score(model: SigLip, shown: Pairs, words: Words) -> torch.Tensor:
-    """Cosines (pictures, captions) with the towers in evaluation mode."""
-    model.eval()
-    device = model.log_scale.device
-    image = torch.cat([model.image(part.to(device)) for part in shown.images.split(512)])
-    return (image @ model.text(words(shown.captions).to(device)).T).cpu()
-
-
-def optimize(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int = 20) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * warmup_cosine(step, steps, warmup)
-    optimizer.step()
-    optimizer.zero_grad()
+from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, score
+from examples.common.training import Batches, Run, arguments, optimize, progress, train
 
 
 class SigLipRun(Run):
@@ -86,7 +44,8 @@ class SigLipRun(Run):
     def __init__(self, loss: str, args, batches: Batches, heldout: Pairs, bias: float, steps: int,
                  place: parallel.Place = parallel.ALONE):  # fmt: skip
         torch.manual_seed(args.seed)
-        model = SigLip(len(batches.words), bias).to(args.device)
+        towers = ImageTower(), TextTower(len(batches.words))
+        model = TwoTowers(*towers, bias).to(args.device)
         label = f"{loss} loss" + ("" if bias else ", b = 0 at first")
         path = args.out / f"{loss}{'' if bias else '-b0'}.pt"
         settings = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
@@ -135,7 +94,7 @@ class SigLipRun(Run):
         return super().note() + (f"   recall@1 {100 * found[-1][1]:.0f} %" if found else "")
 
 
-def train_large(model: SigLip, words: Words, args, bars: Progress) -> dict:
+def train_large(model: TwoTowers, words: Words, args, bars: Progress) -> dict:
     """The history of the text tower going on alone, on batches of `args.large_batch` scenes.
 
     Among so many more pairs a match is that much rarer: the bias starts where the odds put it.

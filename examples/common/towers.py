@@ -1,12 +1,18 @@
-"""Two small towers that train on a CPU: pictures and sentences become unit vectors of one size."""
+"""Two small towers that train on a CPU: pictures and sentences become unit vectors of one size.
+
+    model = TwoTowers(ImageTower(), TextTower(len(words)))      # with the scalars of the loss
+    loss = tw.sigmoid_loss(*model(images, words(captions)))
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.common.data import words
+from examples.common.data import Pairs, words
 
 PAD, UNKNOWN = 0, 1
 
@@ -36,19 +42,20 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
 
 
 class ImageTower(nn.Module):
-    """uint8 (B, 3, 64, 64) -> unit rows (B, dim).
+    """uint8 (B, 3, size, size) -> unit rows (B, dim); size is 64 or 32.
 
     The last feature map is flattened, not averaged: in a scene it matters where a thing is.
     """
 
-    def __init__(self, dim: int = 256):
+    def __init__(self, dim: int = 256, size: int = 64, width: int = 64):
         super().__init__()
+        stride = size // 16
         self.body = nn.Sequential(
-            conv(3, 64, kernel=6, stride=4),  # (B, 64, 16, 16)
-            conv(64, 128, kernel=3, stride=2),  # (B, 128, 8, 8)
-            conv(128, 192, kernel=3, stride=2),  # (B, 192, 4, 4)
+            conv(3, width, kernel=stride + 2, stride=stride),  # (B, width, 16, 16)
+            conv(width, 2 * width, kernel=3, stride=2),  # (B, 2 width, 8, 8)
+            conv(2 * width, 3 * width, kernel=3, stride=2),  # (B, 3 width, 4, 4)
         )
-        self.head = nn.Linear(192 * 4 * 4, dim)
+        self.head = nn.Linear(3 * width * 4 * 4, dim)
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -76,3 +83,41 @@ class TextTower(nn.Module):
         left, right = F.pad(x, (0, 0, 1, 0))[:, :-1], F.pad(x, (0, 0, 0, 1))[:, 1:]
         x = F.gelu(self.mix(torch.cat([left, x, right], 2))) * mask
         return F.normalize(self.head(x.sum(1) / mask.sum(1).clamp(min=1)), dim=1)
+
+
+class TwoTowers(nn.Module):
+    """Two towers and the two scalars of the loss, of which CLIP's uses the first."""
+
+    def __init__(self, image: nn.Module, text: nn.Module, bias: float = -10.0):
+        super().__init__()
+        self.image, self.text = image, text
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # t'
+        self.logit_bias = nn.Parameter(torch.tensor(bias))  # b
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor):
+        """What the loss takes: image_features, text_features, logit_scale, logit_bias."""
+        scale, bias = self.log_scale.exp(), self.logit_bias.clone()  # of now, not of the next step
+        return self.image(images), self.text(tokens), scale, bias
+
+    def optimizer(self, tower_rate: float = 2e-3, scalar_rate: float = 0.05) -> torch.optim.AdamW:
+        """Its rates are set by training.optimize()."""
+        towers = [p for tower in (self.image, self.text) for p in tower.parameters()]
+        groups = [
+            {"params": towers, "peak": tower_rate, "weight_decay": 0.1},
+            {"params": [self.log_scale, self.logit_bias], "peak": scalar_rate, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+
+
+@torch.no_grad()
+def embed(tower: nn.Module, inputs: torch.Tensor, device: str | torch.device = "cpu"):
+    """(N, dim) on the CPU, of a tower in evaluation mode, in parts that memory holds."""
+    tower.eval()
+    return torch.cat([tower(part.to(device)).cpu() for part in inputs.split(512)])
+
+
+def score(model: TwoTowers, shown: Pairs, words: Words) -> torch.Tensor:
+    """Cosines (pictures, captions) with the towers in evaluation mode."""
+    device = model.log_scale.device
+    image = embed(model.image, shown.images, device)
+    return image @ embed(model.text, words(shown.captions), device).T

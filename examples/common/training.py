@@ -82,6 +82,14 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def optimize(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int = 20) -> None:
+    """One step of it at the scheduled share of each group's "peak" rate; gradients are cleared."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * warmup_cosine(step, steps, warmup)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 class Run:
     """One training run: what a checkpoint holds, and how to go on from it.
 
