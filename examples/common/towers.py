@@ -58,9 +58,13 @@ class ImageTower(nn.Module):
         self.head = nn.Linear(3 * width * 4 * 4, dim)
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What comes before the head, (B, 48 width)."""
         x = images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
-        return F.normalize(self.head(self.body(x).flatten(1)), dim=1)
+        return self.body(x).flatten(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.head(self.features(images)), dim=1)
 
 
 class TextTower(nn.Module):
@@ -110,14 +114,14 @@ class TwoTowers(nn.Module):
 
 
 @torch.no_grad()
-def embed(tower: nn.Module, inputs: torch.Tensor, device: str | torch.device = "cpu"):
+def embed(tower: nn.Module, inputs: torch.Tensor, method: str = "forward") -> torch.Tensor:
     """(N, dim) on the CPU, of a tower in evaluation mode, in parts that memory holds."""
     tower.eval()
-    return torch.cat([tower(part.to(device)).cpu() for part in inputs.split(512)])
+    device = next(tower.parameters()).device
+    call = getattr(tower, method)
+    return torch.cat([call(part.to(device)).cpu() for part in inputs.split(512)])
 
 
 def score(model: TwoTowers, shown: Pairs, words: Words) -> torch.Tensor:
     """Cosines (pictures, captions) with the towers in evaluation mode."""
-    device = model.log_scale.device
-    image = embed(model.image, shown.images, device)
-    return image @ embed(model.text, words(shown.captions), device).T
+    return embed(model.image, shown.images) @ embed(model.text, words(shown.captions)).T

@@ -27,26 +27,28 @@ from torch import nn
 
 from examples.common import report
 from examples.common.data import Pairs, Scenes, save_atomically
+from examples.common.glyphs import Painted
 from examples.common.towers import Words
 
 Found = TypeVar("Found")
 
 
 class Batches:
-    """Batch `step` of a seeded run: single pictures, then scenes, all with different captions.
+    """Batch `step` of a seeded run: single pictures, then scenes or painted glyphs, all with
+    different captions.
 
     A batch depends on the seed and its number alone, so a resumed run goes on with the very same
     batches and no state of a random generator has to be kept.
     """
 
-    def __init__(self, train: Pairs, scenes: Scenes, per_batch: tuple[int, int], words: Words,
-                 seed: int):  # fmt: skip
+    def __init__(self, train: Pairs, scenes: Scenes | Painted, per_batch: tuple[int, int],
+                 words: Words, seed: int):  # fmt: skip
         self.train, self.scenes, self.words, self.seed = train, scenes, words, seed
         self.singles, self.drawn = per_batch
         self.latest: tuple = (None, None)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (B, 3, 64, 64) and tokens int64 (B, L); made once for runs that share it."""
+        """Images uint8 (B, 3, H, W) and tokens int64 (B, L); made once for runs that share it."""
         if self.latest[0] != step:
             self.latest = step, self._make(step)
         return self.latest[1]
@@ -156,13 +158,24 @@ class Run:
         self.history = state["history"]
 
 
-def train(runs: list[Run], bars: Progress, every: int, resume: bool = False) -> None:
-    """All steps of all runs in turn, the first run first in every other step."""
-    tasks = {}
+def train(
+    runs: list[Run], bars: Progress, every: int, resume: bool = False, label: str = ""
+) -> None:
+    """All steps of all runs in turn, the first run first in every other step.
+
+    With a `label` they share a bar, otherwise each has its own.
+    """
     for run in runs:
         if resume and run.path.exists():
             run.load()
-        tasks[run] = bars.add_task(run.label, total=run.steps, completed=run.done, note="")
+    if label:
+        total, done = sum(run.steps for run in runs), sum(run.done for run in runs)
+        tasks = dict.fromkeys(runs, bars.add_task(label, total=total, completed=done, note=""))
+    else:
+        tasks = {
+            run: bars.add_task(run.label, total=run.steps, completed=run.done, note="")
+            for run in runs
+        }
     for step in range(max(run.steps for run in runs)):
         for run in runs if step % 2 == 0 else reversed(runs):
             if run.done == step < run.steps:
