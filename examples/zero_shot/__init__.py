@@ -1,0 +1,1 @@
+"""What text supervision buys: `python -m examples.zero_shot`."""
