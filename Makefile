@@ -42,6 +42,9 @@ distances: build  ## fit the same targets by six distances, beside their known o
 vae: build  ## train VAEs and a GAN on digits, our sampling beside eager operations
 	$(PY) -m examples.vae
 
+blip: build  ## train BLIP on scenes: search, matching, captions, answers, and a pool that it cleans
+	$(PY) -m examples.blip
+
 test: build  ## run the tests, on every core
 	$(PY) -m pytest -n auto -m "not slow"
 

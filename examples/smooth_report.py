@@ -11,25 +11,12 @@ from rich.table import Table
 
 import tilewise as tw
 from examples.common import report
-from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, two_errors
+from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, percent, verdict
 
 COLORS = {
     "cross-entropy": INK, "soft accuracy": BLUE, "soft F1": RED, "score function, F1": ORANGE
 }  # fmt: skip
 TITLES = {"accuracy": "accuracy", "f1": "macro F1"}
-
-
-def percent(values: list[float], sign: str = "") -> str:
-    mean, errors = two_errors(values)
-    return f"{100 * mean:{sign}.1f} ± {100 * errors:.1f}"
-
-
-def verdict(differences: list[float]) -> str:
-    """Better or worse by more than two standard errors, or not to be told apart."""
-    mean, errors = two_errors(differences)
-    if not abs(mean) > errors:
-        return "equal"
-    return "better" if mean > 0 else "worse"
 
 
 def differences(results: dict, metric: str, when: str, loss: str) -> list[float]:

@@ -308,7 +308,7 @@ def scenes(count: int, seed: int, heldout: bool = False) -> Scenes:
     place[above, :2, 1] = slide[above]
     place[beside, :2, 0] = slide[beside]
     captions = [
-        _describe(k, [names[i] if i >= 0 else "" for i in row], s)
+        describe(k, [names[i] if i >= 0 else "" for i in row], s)
         for k, row, s in zip(kind.tolist(), item.tolist(), swap.tolist(), strict=True)
     ]
     return Scenes(tiles, item, place, captions)
@@ -356,7 +356,7 @@ def _first_of_each(rows: torch.Tensor) -> torch.Tensor:
     return rows[first[first < len(rows)].sort().values]
 
 
-def _describe(kind: int, names: list[str], swap: bool) -> str:
+def describe(kind: int, names: list[str], swap: bool) -> str:
     a, b = names[:2]
     if kind == ABOVE:
         return f"{b} below {a}" if swap else f"{a} above {b}"

@@ -55,6 +55,20 @@ def two_errors(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), 2 * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def percent(values: list[float], sign: str = "") -> str:
+    """Shares, as the mean and two standard errors of it; `sign="+"` for differences."""
+    mean, errors = two_errors(values)
+    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(errors) else f" ± {100 * errors:.1f}")
+
+
+def verdict(differences: list[float]) -> str:
+    """Better or worse by more than two standard errors, or not to be told apart."""
+    mean, errors = two_errors(differences)
+    if not abs(mean) > errors:
+        return "equal"
+    return "better" if mean > 0 else "worse"
+
+
 def memory(mb: float) -> str:
     """Megabytes or, where there are many, gigabytes."""
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

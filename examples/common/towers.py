@@ -29,7 +29,8 @@ class Words:
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
         """int64 (N, words of the longest caption), padded with PAD on the right."""
-        rows = [torch.tensor([self.index.get(w, UNKNOWN) for w in words(t)]) for t in captions]
+        known = ([self.index.get(w, UNKNOWN) for w in words(text)] for text in captions)
+        rows = [torch.tensor(row, dtype=torch.int64) for row in known]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 

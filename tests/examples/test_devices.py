@@ -14,6 +14,9 @@ pytest.importorskip("resvg_py", reason="the examples extra is not installed")
 pytest.importorskip("rich", reason="the examples extra is not installed")
 
 from examples import clip, estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
+from examples.blip import model as blip_model  # noqa: E402
+from examples.blip import training as blip  # noqa: E402
+from examples.blip.world import Questions  # noqa: E402
 from examples.common import supervision  # noqa: E402
 from examples.common.towers import ImageTower, TextTower, TwoTowers  # noqa: E402
 
@@ -101,6 +104,30 @@ def test_towers(kind):
     loss = losses.get(kind) or supervision.contrast(supervision.EAGER["CLIP"])
     rows = supervision.RowBatches(images, tokens[:, 0] if kind == "labels" else tokens, 4, 0)
     run = supervision.TowerRun(kind, Path("x.pt"), model, loss, rows, 5, {}, device="meta")
+    run.before(0)
+    run.step(0)
+    assert run.history["loss"] == [0.0]
+
+
+BLIP = SimpleNamespace(**vars(ARGS), sizes={"width": 16, "layers": 1, "heads": 2})
+
+
+@pytest.mark.parametrize("kind", ["BLIP", "BLIP, no queue", "LM"])
+def test_blip(kind):
+    words = blip_model.Tokens(["a b", "c"])
+    pictures = torch.randint(256, (40, 2, 3, 32, 32), dtype=torch.uint8)
+    pool = blip.Pool(pictures, torch.arange(40), ["a b", "c"] * 20)
+    run = blip.BlipRun(kind, blip.KINDS[kind], pool, words, BLIP, 0, 1)
+    run.before(0)
+    run.step(0)
+    assert run.history["loss"] == [0.0]
+
+
+def test_blip_answers():
+    model = blip_model.Blip(blip_model.Tokens(["a b", "c"]), **BLIP.sizes)
+    pictures = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8)
+    asked = Questions(pictures, ["a b"] * 40, ["c"] * 40)
+    run = blip.AnswerRun("answers", model, asked, BLIP, 0, 1, blind=False)
     run.before(0)
     run.step(0)
     assert run.history["loss"] == [0.0]
