@@ -219,7 +219,7 @@ def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The same equalities in int32 numbers from 0, which take half the registers."""
     ids = torch.cat([image_ids, text_ids])
     numbers = torch.searchsorted(ids.sort().values, ids, out_int32=True)
-    return numbers[: len(image_ids)], numbers[len(image_ids) :]
+    return numbers[: len(image_ids)], _common.aligned(numbers[len(image_ids) :])
 
 
 class Chunk(NamedTuple):
@@ -264,6 +264,10 @@ def chunks(
             rows, cols = slice(r, r + len(x)), slice(c, c + len(y))
             here = (ids[0][rows], ids[1][cols]) if ids else (None, None)
             yield Chunk(rows, cols, x, y, offset, *here)
+
+
+# Launches that fill their tiles, of which the kernel for those that do not was compiled as well.
+_prepared: set[tuple] = set()
 
 
 class Launch(NamedTuple):
@@ -324,16 +328,25 @@ class Launch(NamedTuple):
         """Launches `kernel` on a chunk, one program a tile."""
         tile, kind = self.tile, self.kind
         rows, cols = len(chunk.image), len(chunk.text)
-        kernel[(math.prod(self.grid(chunk)),)](
+        sizes = chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0)
+        arguments = (
             _common.source(chunk.image, tile.rows, tile, kind),
-            _common.source(chunk.text, tile.cols, tile, kind),
-            rows, cols, chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0),
-            *operands,
-            TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
-            PRECISION="ieee" if kind == "half" else kind,
-            EVEN=rows % tile.rows == 0 and cols % tile.cols == 0, TMA=tile.tma, **constants,
-            num_warps=tile.warps, num_stages=tile.stages,
+            _common.source(chunk.text, tile.cols, tile, kind), rows, cols, *sizes, *operands,
         )
+        constants |= dict(
+            TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
+            PRECISION="ieee" if kind == "half" else kind, TMA=tile.tma, num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        grid = (math.prod(self.grid(chunk)),)
+        even = rows % tile.rows == 0 and cols % tile.cols == 0
+        kernel[grid](*arguments, EVEN=even, **constants)
+        if even and self.arch != "interpreter":
+            given = tuple(x is None for x in operands)
+            like = chunk.image.device, chunk.image.dtype, *sizes, given, *constants.values()
+            if (kernel, like) not in _prepared:  # now, and not when the last batch is smaller
+                _prepared.add((kernel, like))
+                kernel.warmup(*arguments, grid=grid, EVEN=False, **constants)
 
     def products(
         self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],

@@ -4,10 +4,10 @@ import torch
 import triton
 from torch import Tensor
 
-from tilewise.kernels import _contrast
+from tilewise.kernels import _common, _contrast
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Chunk, Launch
-from tilewise.kernels._cross_entropy_ids import begin_counted_sides, match_ids
+from tilewise.kernels._cross_entropy_ids import begin_counted_sides, matched_ids
 from tilewise.kernels._cross_entropy_sums import (
     BLOCK,
     PARTS,
@@ -130,18 +130,13 @@ class CrossEntropy:
     ) -> tuple[Tensor, Tensor]:
         """Equal ids match: the mean over those with a match, sharing. Returns numbers for ids."""
         sides, programs = self._begin(both)
-        ids = torch.cat([image_ids, text_ids])
-        known, order = ids.sort(stable=True)
-        numbers, counts = (ids.new_empty(len(ids), dtype=torch.int32) for _ in range(2))
+        numbers, counts = matched_ids(image_ids, text_ids)
         rows, cols = len(self.image), len(self.text)
-        match_ids[(max(triton.cdiv(len(ids), BLOCK), 1),)](
-            ids, known, order, numbers, counts, rows, cols, len(ids).bit_length(), BLOCK=BLOCK
-        )
         begin_counted_sides[(programs,)](
             self.scale, self.scalars, self.unit, counts, *sides, rows, cols, smoothing,
             WEIGHT=self.stored, BLOCK=BLOCK,
         )
-        return numbers[:rows], numbers[rows:]
+        return numbers[:rows], _common.aligned(numbers[rows:])
 
     def weigh_pairs(self, positives: int | None, both: bool, smoothing: float) -> None:
         """Row i and column i + positives match: the mean over rows; with `both`, half of it."""

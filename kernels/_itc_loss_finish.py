@@ -49,7 +49,7 @@ def sum_of_parts(parts_ptr, i, inside, padded, parts, PARTS: tl.constexpr):
 def finish_queries(
     scale_ptr, alpha_ptr,  # one float32 each
     count_ptr,  # (all_rows,) int64: matches of each query of the call
-    matched_ptr,  # (all_rows, depth) float32: the mean of these, rows `matched_stride` apart
+    matched_ptr,  # (all_rows, depth): the mean of these, rows `matched_stride` apart
     features_ptr,  # the chunk's rows, of the teacher and then, from row `student` on, the student's
     state_ptr,  # (2, student + rows) float32: their largest x and sums of exponentials
     mean_ptr,  # (.., depth) float32: candidates times weights, and from `rest` on times their rests
@@ -61,6 +61,7 @@ def finish_queries(
     TEACHER: tl.constexpr, SPLIT: tl.constexpr,  # weights of the teacher's rows have rests
     NEED_MEAN: tl.constexpr,  # the student's is there, for gradients
     EXPONENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    PARTS: tl.constexpr,  # that are summed at a time
 ):
     """ROWS queries' terms of the loss and of d_scale, and their d_query.
 
@@ -77,12 +78,12 @@ def finish_queries(
     matched = tl.maximum(matched_rows(count_ptr, all_rows), 1)
     weight = tl.where(has_match, 1.0 / matched.to(tl.float64), 0.0)
     if TEACHER:
-        of_teacher = alpha / sum_of_parts(sums_ptr, i, inside, padded, parts, COLS)
+        of_teacher = alpha / sum_of_parts(sums_ptr, i, inside, padded, parts, PARTS)
     if NEED_MEAN:
         own = student + i
-        of_student = 1.0 / sum_of_parts(sums_ptr, own, inside, padded, parts, COLS)
+        of_student = 1.0 / sum_of_parts(sums_ptr, own, inside, padded, parts, PARTS)
         moments_ptr = sums_ptr + padded.to(tl.int64) * parts
-        moment = sum_of_parts(moments_ptr, own, inside, padded, parts, COLS)
+        moment = sum_of_parts(moments_ptr, own, inside, padded, parts, PARTS)
     dots = tl.zeros((ROWS,), tl.float64)
     row = i[:, None].to(tl.int64)
     for begin in range(0, depth, COLS):

@@ -39,6 +39,9 @@ Codes come in groups of SIZE. The filter stores the least S of a group; P, Q and
 the group, so that a code out of line spoils the bounds of no other group. Codes with a NaN never
 win, codes with an infinity win in "dot" only, where P is infinite and their groups always remain.
 Both have h = inf and w = 0.
+
+A row with a NaN is as far as NaN from every code, and so is one with an infinity by "cosine": C is
+-inf there, and nothing is searched.
 """
 
 import triton
@@ -263,6 +266,7 @@ def pack_rows(
     half = tl.zeros((ROWS,), tl.float32)  # of the largest |x - m|, which itself may overflow
     largest = tl.zeros((ROWS,), tl.float32)
     broken = tl.zeros((ROWS,), tl.int32)
+    unknown = tl.zeros((ROWS,), tl.int32)  # whether all distances are NaN
     for d in range(0, dim, WIDTH):
         col = d + tl.arange(0, WIDTH)
         inside = col < dim
@@ -270,6 +274,7 @@ def pack_rows(
         x = x.to(tl.float32)
         finite = tl.abs(x) < float("inf")
         broken |= tl.max((~finite).to(tl.int32), 1)
+        unknown |= tl.max((x != x).to(tl.int32), 1)
         x = tl.where(finite, x, 0.0)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
         if METRIC == "l2":
@@ -308,11 +313,14 @@ def pack_rows(
     c = tl.full((ROWS,), 1.0, tl.float32)
     if METRIC == "l2":
         c += size * size / beta * contract_error
+    if METRIC == "cosine":
+        unknown = broken
+    c = tl.where(broken != 0, float("inf"), c)
     bounds_ptr += head * BOUNDS * padded + row
     tl.store(bounds_ptr, beta)
     tl.store(bounds_ptr + padded, off + product_error * size)
     tl.store(bounds_ptr + 2 * padded, size)
-    tl.store(bounds_ptr + 3 * padded, tl.where(broken != 0, float("inf"), c))
+    tl.store(bounds_ptr + 3 * padded, tl.where(unknown != 0, float("-inf"), c))
 
 
 # Sizes are not specialised on: every batch runs the same binary.

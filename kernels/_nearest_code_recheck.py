@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from tilewise.kernels._nearest_code_exact import (
+    NAN,
     distance,
     empty_lists,
     from_key,
@@ -179,9 +180,12 @@ def recheck(
     bounds_ptr += head * BOUNDS * padded + row
     limits_ptr += head * LIMITS * groups
     minima_ptr += (head * padded + row[:, None]) * groups
+    c = tl.load(bounds_ptr + 3 * padded)
+    unknown = wanted & (c == float("-inf"))  # all distances are NaN
+    wanted = wanted & ~unknown
     bounds = (
-        tl.load(bounds_ptr), tl.load(bounds_ptr + padded),
-        tl.load(bounds_ptr + 2 * padded), tl.load(bounds_ptr + 3 * padded),
+        tl.load(bounds_ptr), tl.load(bounds_ptr + padded), tl.load(bounds_ptr + 2 * padded),
+        tl.where(unknown, float("inf"), c),
     )
 
     # TOPK groups have an upper bound of `limit` or less, so TOPK codes have such a distance. Groups
@@ -227,5 +231,8 @@ def recheck(
                 METRIC, TOPK, SIZE, TILE_N // SIZE, WIDTH,
             )
             more = tl.max(todo.to(tl.int32))
+    place = tl.arange(0, SLOTS)[None, :]
+    first = unknown[:, None] & (place < TOPK)
+    keys, nearest = tl.where(first, NAN, keys), tl.where(first, place, nearest)
     out = head * out_stride + row[:, None].to(tl.int64) * TOPK
-    store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found, inside, TOPK)
+    store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found | unknown, inside, TOPK)

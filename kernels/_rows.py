@@ -64,6 +64,15 @@ def row_numbers(ROWS: tl.constexpr):
 
 
 @triton.jit
+def place(cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """This program's rows, its block of columns, and how many of these a row has."""
+    blocks = tl.cdiv(cols, COLS)
+    program = tl.program_id(0)
+    row = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return row, program % blocks, blocks
+
+
+@triton.jit
 def load_tile(ptr, row, col, rows, cols, row_stride, col_stride, OTHER: tl.constexpr):
     """(ROWS, COLS) float32, OTHER outside."""
     keep = (row < rows)[:, None] & (col < cols)[None, :]

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from tilewise.kernels import _common, _philox, _rows
 
-WIDEST = 2048  # columns of a tile
+# Columns of a tile: of rows shorter than NARROW, of others, and of those from LONG on that are
+# aligned. That, and whether others are aligned, is all that binaries differ in.
+NARROW, USUAL, WIDE = 16, 128, 2048
+LONG = 4096
 
 
 @triton.jit
@@ -47,15 +50,6 @@ def clamped(v, low, high):
     return tl.where(v > high, high, v)
 
 
-@triton.jit
-def place(cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """This program's rows, its block of columns, and how many of these a row has."""
-    blocks = tl.cdiv(cols, COLS)
-    program = tl.program_id(0)
-    row = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return row, program % blocks, blocks
-
-
 # Rows are not specialised on: every batch runs the same binary.
 @triton.jit(do_not_specialize=["rows", "row_offset"])
 def sample_tile(
@@ -68,7 +62,7 @@ def sample_tile(
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):
     """Samples of one tile, and what it adds to the divergence."""
-    row, block, blocks = place(cols, ROWS, COLS)
+    row, block, blocks = _rows.place(cols, ROWS, COLS)
     first = block * COLS
     col = first + tl.arange(0, COLS)
     m = _rows.load_tile(mean_ptr, row, col, rows, cols, mean_stride, mean_col, 0.0)
@@ -92,7 +86,7 @@ def differentiate_tile(
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):
     """Gradients of one tile, whose noise is made again."""
-    row, block, _ = place(cols, ROWS, COLS)
+    row, block, _ = _rows.place(cols, ROWS, COLS)
     first = block * COLS
     col = first + tl.arange(0, COLS)
     logvar = _rows.load_tile(logvar_ptr, row, col, rows, cols, logvar_stride, logvar_col, 0.0)
@@ -128,7 +122,8 @@ class Work(NamedTuple):
 
 
 def cut(rows: int, cols: int, arch: str) -> Work:
-    tile = _rows.choose_tile(min(cols, WIDEST), arch)
+    width = NARROW if cols < NARROW else WIDE if cols >= LONG and cols % 16 == 0 else USUAL
+    tile = _rows.choose_tile(width, arch, width)
     blocks = triton.cdiv(cols, tile.cols)
     return Work(tile, (triton.cdiv(rows, tile.rows) * blocks,), blocks)
 

@@ -1,7 +1,8 @@
 """Sampling by the largest perturbed logits in Triton: a row is read, and indices are written.
 
-k indices are found one after another among registers. Where that is too many passes, or a row is
-wider than a tile, rows of perturbed logits are stored, a bounded number at a time, and sorted.
+k indices are found one after another among registers; of rows wider than a tile first in each of
+its blocks, then among what these found. Where that is too many passes, rows of perturbed logits are
+stored, a bounded number at a time, and sorted.
 """
 
 import torch
@@ -9,10 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _philox, _rows
-from tilewise.kernels.gumbel_softmax import LOWEST, first_maximum, perturbed
+from tilewise.kernels import _common, _gumbel_blocks, _philox, _rows
+from tilewise.kernels._gumbel_rows import LOWEST, perturbed
 
 SELECTED = 32  # up to so many indices are found among registers
+FEWEST = 256  # columns of a tile of what blocks selected, at least
+LAST = tl.constexpr(2**31 - 1)  # after every column
 CHUNK_BYTES = 64 << 20  # workspace: perturbed logits of some rows; sorting them takes five times it
 
 
@@ -43,18 +46,55 @@ def select_from_rows(
         tl.store(out + i, index.to(tl.int64), mask=(row < rows)[:, None])
 
 
+@triton.jit
+def store_largest(z, col, z_ptr, index_ptr, k, COUNT: tl.constexpr):
+    """The k largest of z (1, COLS), in order, the first ones of equals first; z_ptr may be None."""
+    top = tl.max(z, 1)[:, None]
+    index = tl.min(tl.where(z == top, col, COUNT), 1)[:, None]
+    zero = tl.arange(0, 1)[:, None]
+    for i in range(0, k):
+        if z_ptr is not None:
+            tl.store(z_ptr + i + zero, top)
+        tl.store(index_ptr + i + zero, index.to(index_ptr.dtype.element_ty))
+        later = (z < top) | ((z == top) & (col > index))
+        top = tl.max(tl.where(later, z, float("-inf")), 1)[:, None]
+        index = tl.min(tl.where(later & (z == top), col, COUNT), 1)[:, None]
+
+
 @triton.jit(do_not_specialize=["rows", "row_offset"])
-def select_from_wide_row(
-    x_ptr, index_ptr, seed_ptr,
-    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
+def select_from_blocks(
+    x_ptr,
+    z_ptr, index_ptr,  # out: (rows, blocks, k) float32 and int32
+    seed_ptr,
+    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride, k,
     COLS: tl.constexpr,
 ):
-    """The largest of one row of any width: index_ptr is (rows,)."""
-    row = _rows.row_numbers(1)
-    _, index, _ = first_maximum(
-        x_ptr, tl.load(seed_ptr), row, row_offset, rows, cols, row_stride, col_stride, COLS,
+    """The k largest of a block of COLS columns of a row; from `cols` on where it has fewer."""
+    row, block, blocks = _rows.place(cols, 1, COLS)
+    first = block * COLS
+    z = perturbed(
+        x_ptr, tl.load(seed_ptr), row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
     )
-    tl.store(index_ptr + row, index)
+    z = tl.where(z == z, z, float("-inf"))  # NaN never wins
+    at = tl.program_id(0).to(tl.int64) * k
+    col = first + tl.arange(0, COLS)[None, :]
+    store_largest(z, col, z_ptr + at, index_ptr + at, k, LAST)
+
+
+@triton.jit(do_not_specialize=["candidates"])
+def select_from_selected(
+    z_ptr, selected_ptr,  # (rows, candidates) float32 and int32
+    index_ptr,  # out: (rows, k) int64
+    candidates, k,
+    COLS: tl.constexpr,
+):
+    """The k largest of a row, out of the largest of its blocks."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, COLS)[None, :]
+    at = row * candidates + i
+    z = tl.load(z_ptr + at, mask=i < candidates, other=float("-inf"))
+    col = tl.load(selected_ptr + at, mask=i < candidates, other=LAST)
+    store_largest(z, col, None, index_ptr + row * k, k, LAST)
 
 
 @triton.jit(do_not_specialize=["rows", "row_offset"])
@@ -78,20 +118,31 @@ def log_softmax_at(
     x_ptr,  # (rows, cols) logits
     index_ptr,  # (rows, k) int64
     value_ptr,  # out: (rows, k) float32
+    top_ptr, total_ptr,  # (rows, blocks) float32, see `measure_blocks`; None for whole rows
+    blocks,
     rows: tl.int64, cols, row_stride, col_stride, k,
     ROWS: tl.constexpr, COLS: tl.constexpr, PICKED: tl.constexpr,
 ):
-    """Log softmax of ROWS rows of any width at k columns, PICKED at a time."""
+    """Log softmax of ROWS rows at k columns, PICKED at a time."""
     row = _rows.row_numbers(ROWS)
-    top = tl.full((ROWS,), LOWEST, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    for first in range(0, cols, COLS):
-        col = first + tl.arange(0, COLS)
+    if top_ptr is None:
+        col = tl.arange(0, COLS)
         x = _rows.load_tile(x_ptr, row, col, rows, cols, row_stride, col_stride, float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p = tl.exp2((x - new[:, None]) * 1.4426950408889634)
-        total = total * tl.exp2((top - new) * 1.4426950408889634) + tl.sum(p, 1)
-        top = new
+        top = tl.maximum(tl.max(x, 1), LOWEST)
+        total = tl.sum(tl.exp2((x - top[:, None]) * 1.4426950408889634), 1)
+    else:
+        top = tl.full((ROWS,), LOWEST, tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        for first in range(0, blocks, COLS):
+            block = first + tl.arange(0, COLS)[None, :]
+            keep = (row < rows)[:, None] & (block < blocks)
+            at = row[:, None] * blocks + block
+            part = tl.maximum(tl.load(top_ptr + at, mask=keep, other=LOWEST), LOWEST)
+            new = tl.maximum(top, tl.max(part, 1))
+            share = tl.exp2((part - new[:, None]) * 1.4426950408889634)
+            sums = tl.load(total_ptr + at, mask=keep, other=0.0)
+            total = total * tl.exp2((top - new) * 1.4426950408889634) + tl.sum(sums * share, 1)
+            top = new
     log_total = tl.where(total > 0, _philox.log(total), float("nan"))
     for first in range(0, k, PICKED):
         pick = first + tl.arange(0, PICKED)[None, :]
@@ -103,21 +154,45 @@ def log_softmax_at(
         tl.store(value_ptr + place, x - top[:, None] - log_total[:, None], mask=keep)
 
 
+def log_softmax(x: Tensor, index: Tensor, arch: str) -> Tensor:
+    """(rows, k) float32, of x (rows, cols) at index (rows, k)."""
+    rows, cols = x.shape
+    k = index.shape[1]
+    value = x.new_empty(rows, k, dtype=torch.float32)
+    tile = _rows.choose_tile(cols, arch)
+    top, total, blocks = None, None, 1
+    if cols > tile.cols:
+        top, _, total = _gumbel_blocks.measured(x, None, None, 0, tile)
+        blocks, tile = top.shape[1], _rows.choose_tile(FEWEST, arch)
+    log_softmax_at[(triton.cdiv(rows, tile.rows),)](
+        x, index, value, top, total, blocks, rows, cols, *x.stride(), k,
+        ROWS=tile.rows, COLS=tile.cols, PICKED=1 if k == 1 else 16, num_warps=tile.warps,
+    )
+    return value
+
+
 def select(x: Tensor, seed: Tensor, row_offset: int, k: int, arch: str) -> Tensor:
     """(rows, k) int64."""
     rows, cols = x.shape
     tile = _rows.choose_tile(cols, arch)
     whole = cols <= tile.cols
-    if k > (SELECTED if whole else 1):
+    candidates = triton.cdiv(cols, tile.cols) * k
+    if k > SELECTED or not whole and candidates > _rows.LONGEST:
         return sort(x, seed, row_offset, k, arch)
     index = x.new_empty(rows, k, dtype=torch.int64)
-    arguments = x, index, seed, rows, row_offset, cols, *x.stride()
+    arguments = seed, rows, row_offset, cols, *x.stride(), k
     if whole:
         select_from_rows[(triton.cdiv(rows, tile.rows),)](
-            *arguments, k, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+            x, index, *arguments, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
         )
-    else:
-        select_from_wide_row[(rows,)](*arguments, COLS=tile.cols, num_warps=tile.warps)
+        return index
+    z = x.new_empty(rows, candidates, dtype=torch.float32)
+    selected = z.new_empty(z.shape, dtype=torch.int32)
+    select_from_blocks[(rows * candidates // k,)](
+        x, z, selected, *arguments, COLS=tile.cols, num_warps=tile.warps,
+    )
+    width = FEWEST if candidates <= FEWEST else triton.next_power_of_2(candidates)
+    select_from_selected[(rows,)](z, selected, index, candidates, k, COLS=width)
     return index
 
 
@@ -157,21 +232,18 @@ def gumbel_argmax(
         index int64, as the logits but k along dim; log softmax of the logits there, float32, empty
         without `log_prob`. Equal bits on every run.
 
-    Cost: one reading of the logits, two with `log_prob`. For k > SELECTED, and k > 1 of more than
-    _rows.LONGEST columns, CHUNK_BYTES of workspace and a sort.
+    Cost: one reading of the logits, two with `log_prob`. For k > SELECTED, and where k indices of
+    each block are more than _rows.LONGEST, CHUNK_BYTES of workspace and a sort.
     """
     with _common.launching(logits=logits) as arch:
         x = _rows.as_rows(logits, dim)
         index = x.new_empty(len(x), k, dtype=torch.int64)
         if x.numel():
             index = select(x, seed, row_offset, k, arch)
-        value = x.new_empty(index.shape if log_prob else 0, dtype=torch.float32)
-        if log_prob and x.numel():
-            tile = _rows.choose_tile(x.shape[1], arch)
-            log_softmax_at[(triton.cdiv(len(x), tile.rows),)](
-                x, index, value, *x.shape, *x.stride(), k,
-                ROWS=tile.rows, COLS=tile.cols, PICKED=1 if k == 1 else 16, num_warps=tile.warps,
-            )
-        if log_prob:
-            value = _rows.from_rows(value, logits, dim)
+        if not log_prob:
+            value = x.new_empty(0, dtype=torch.float32)
+        elif x.numel():
+            value = _rows.from_rows(log_softmax(x, index, arch), logits, dim)
+        else:
+            value = _rows.from_rows(x.new_empty(index.shape, dtype=torch.float32), logits, dim)
         return _rows.from_rows(index, logits, dim), value

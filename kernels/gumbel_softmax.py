@@ -1,7 +1,7 @@
 """Gumbel-softmax in Triton: noise is made in registers, and a row is read and written once.
 
-A program holds whole rows. A row too wide for registers is walked in blocks: once for a one-hot
-sample, and twice for a relaxed one, whose noise is made twice.
+A program holds whole rows. Of a row too wide for registers each block has a program, in two
+launches: the first measures blocks, the second, whose programs merge that, makes the noise again.
 """
 
 import torch
@@ -9,39 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _philox, _rows
+from tilewise.kernels import _common, _gumbel_blocks, _rows
+from tilewise.kernels._gumbel_rows import inverse, perturbed, sensitivity, sharpness
 
 LONGEST_WITH_TAU = 4096  # columns: what the gradient by tau needs lies in registers beside the rest
 
-# Float32's. A running maximum begins at the lowest, from which -inf is -inf away, and not NaN.
-LOWEST = tl.constexpr(-3.4028234663852886e38)
-SMALLEST = tl.constexpr(1.1754943508222875e-38)  # of those that have full precision
-
-
-@triton.jit
-def perturbed(
-    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS: tl.constexpr,
-):
-    """float32(x + g) of columns first to first + COLS - 1: (ROWS, COLS), -inf outside."""
-    col = first + tl.arange(0, COLS)
-    x = _rows.load_tile(x_ptr, row, col, rows, cols, row_stride, col_stride, float("-inf"))
-    return x + _philox.gumbel_tile(seed, row + row_offset, first, COLS)
-
-
-@triton.jit
-def sharpness(tau):
-    """log2(e) / tau; finite and positive, so that it times 0 is 0, and times -inf is -inf."""
-    scale = tl.div_rn(1.4426950408889634, tau)
-    scale = tl.where(scale > -LOWEST, -LOWEST, scale)
-    return tl.where(scale < SMALLEST, SMALLEST, scale)
-
-
-@triton.jit
-def inverse(tau):
-    """1 / tau; 0 for 0, where a sample does not change with anything, and never infinite."""
-    factor = tl.div_rn(1.0, tau)
-    factor = tl.where(factor > -LOWEST, -LOWEST, factor)
-    return tl.where(tau == 0, 0.0, factor)
 
 
 @triton.jit
@@ -157,52 +129,6 @@ def sample_halved_row(
 
 
 @triton.jit(do_not_specialize=["rows", "row_offset"])
-def sample_wide_row(
-    x_ptr, y_ptr, tau_ptr, seed_ptr,
-    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
-    HARD: tl.constexpr, COLS: tl.constexpr,
-):
-    """As sample_rows, of one row of any width, COLS columns at a time."""
-    row = _rows.row_numbers(1)
-    seed = tl.load(seed_ptr)
-    tau = tl.load(tau_ptr)
-    if HARD:
-        mark_maximum(
-            x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS,
-        )
-    else:
-        if tau == 0:
-            mark_maximum(
-                x_ptr, y_ptr, seed, row, row_offset, rows, cols, row_stride, col_stride, COLS,
-            )
-        else:
-            scale = sharpness(tau)
-            top = tl.full((1,), LOWEST, tl.float32)
-            total = tl.zeros((1,), tl.float32)
-            for first in range(0, cols, COLS):
-                z = perturbed(
-                    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
-                )
-                new = tl.maximum(top, tl.max(z, 1))
-                p = tl.exp2((z - new[:, None]) * scale)
-                total = total * tl.exp2((top - new) * scale) + tl.sum(p, 1)
-                top = new
-            factor = tl.div_rn(1.0, total)
-            for first in range(0, cols, COLS):
-                z = perturbed(
-                    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
-                )
-                y = tl.exp2((z - top[:, None]) * scale) * factor[:, None]
-                _rows.store_tile(y_ptr, row, first + tl.arange(0, COLS), rows, cols, y)
-
-
-@triton.jit
-def sensitivity(y, dy, inner):
-    """Sums over columns of -d(y) / d(log tau) * dy, of which 0 * log(0) is 0: (ROWS,)."""
-    return -tl.sum(y * (dy - inner[:, None]) * _philox.log(tl.where(y < SMALLEST, SMALLEST, y)), 1)
-
-
-@triton.jit(do_not_specialize=["rows", "row_offset"])
 def differentiate_rows(
     grad_ptr,  # (rows, cols) by y
     saved_ptr,  # (rows, cols): y, or logits if HARD
@@ -231,60 +157,6 @@ def differentiate_rows(
     _rows.store_tile(out_ptr, row, col, rows, cols, dx)
     if NEED_TAU:
         tl.store(part_ptr + row, sensitivity(y, dy, inner) * factor, mask=row < rows)
-
-
-@triton.jit(do_not_specialize=["rows", "row_offset"])
-def differentiate_wide_row(
-    grad_ptr, saved_ptr, out_ptr, part_ptr, tau_ptr, seed_ptr,
-    rows: tl.int64, row_offset: tl.int64, cols, grad_stride, grad_col, row_stride, col_stride,
-    HARD: tl.constexpr, NEED_TAU: tl.constexpr, COLS: tl.constexpr,
-):
-    """As differentiate_rows, of one row of any width, COLS columns at a time."""
-    row = _rows.row_numbers(1)
-    seed = tl.load(seed_ptr)
-    tau = tl.load(tau_ptr)
-    scale = sharpness(tau)
-    top = tl.full((1,), LOWEST, tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    inner = tl.zeros((1,), tl.float32)
-    for first in range(0, cols, COLS):
-        col = first + tl.arange(0, COLS)
-        if HARD:
-            z = perturbed(
-                saved_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
-            )
-            new = tl.maximum(top, tl.max(z, 1))
-            y = tl.exp2((z - new[:, None]) * scale)  # times the sum
-            fade = tl.exp2((top - new) * scale)
-            total = total * fade + tl.sum(y, 1)
-            inner *= fade
-            top = new
-        else:
-            y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
-        dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
-        inner += tl.sum(y * dy, 1)
-    share = tl.full((1,), 1.0, tl.float32)
-    if HARD:
-        share = tl.div_rn(1.0, total)
-    inner *= share
-    factor = inverse(tau)
-    part = tl.zeros((1,), tl.float32)
-    for first in range(0, cols, COLS):
-        col = first + tl.arange(0, COLS)
-        if HARD:
-            z = perturbed(
-                saved_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
-            )
-            y = tl.exp2((z - top[:, None]) * scale) * share[:, None]
-        else:
-            y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
-        dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
-        dx = y * (dy - inner[:, None]) * factor
-        _rows.store_tile(out_ptr, row, col, rows, cols, dx)
-        if NEED_TAU:
-            part += sensitivity(y, dy, inner)
-    if NEED_TAU:
-        tl.store(part_ptr + row, part * factor)
 
 
 def gumbel_softmax(
@@ -320,9 +192,7 @@ def gumbel_softmax(
                 tile = _rows.choose_tile(cols, arch, _rows.longest(cols))
                 sample_halved_row[(rows,)](*arguments, COLS=tile.cols, num_warps=tile.warps)
             else:
-                sample_wide_row[(rows,)](
-                    *arguments, HARD=hard, COLS=tile.cols, num_warps=tile.warps
-                )
+                _gumbel_blocks.sample(x, y, tau, seed, row_offset, hard, tile)
         return _rows.from_rows(y, logits, dim)
 
 
@@ -350,21 +220,22 @@ def gumbel_softmax_backward(
         x, dy = _rows.as_rows(saved, dim), _rows.as_rows(grad, dim)
         rows, cols = x.shape
         out = x.new_empty(rows, cols)
-        parts = x.new_zeros(rows if need_tau else 0, dtype=torch.float32)
+        tile = _rows.choose_tile(cols, arch)
+        if need_tau and tile.cols > LONGEST_WITH_TAU:
+            tile = _rows.choose_tile(cols, arch, _rows.BLOCK)
+        whole = cols <= tile.cols
+        blocks = 1 if whole else triton.cdiv(cols, tile.cols)
+        parts = x.new_zeros(rows * blocks if need_tau else 0, dtype=torch.float32)
         if out.numel():
-            tile = _rows.choose_tile(cols, arch)
-            if need_tau and tile.cols > LONGEST_WITH_TAU:
-                tile = _rows.choose_tile(cols, arch, _rows.BLOCK)
-            arguments = dy, x, out, parts, tau, seed, rows, row_offset, cols
-            arguments += *dy.stride(), *x.stride()
-            if cols <= tile.cols:
+            arguments = tau, seed, rows, row_offset, cols, *dy.stride(), *x.stride()
+            if whole:
                 differentiate_rows[(triton.cdiv(rows, tile.rows),)](
-                    *arguments, HARD=hard, NEED_TAU=need_tau, ROWS=tile.rows, COLS=tile.cols,
-                    num_warps=tile.warps,
+                    dy, x, out, parts, *arguments, HARD=hard, NEED_TAU=need_tau, ROWS=tile.rows,
+                    COLS=tile.cols, num_warps=tile.warps,
                 )
             else:
-                differentiate_wide_row[(rows,)](
-                    *arguments, HARD=hard, NEED_TAU=need_tau, COLS=tile.cols, num_warps=tile.warps,
+                _gumbel_blocks.differentiate(
+                    dy, x, out, parts if need_tau else None, tau, seed, row_offset, hard, tile
                 )
         d_tau = parts.sum(dtype=torch.float64).to(tau.dtype) if need_tau else tau.new_empty(0)
         return _rows.from_rows(out, saved, dim), d_tau

@@ -258,7 +258,7 @@ class ItcLoss:
             *((0, 0) if parts is None else (parts.shape[1], parts.stride(1))),
             depth, matched.stride(0), rows.stride(0), rows.shape[1],
             TEACHER=self.teacher is not None, SPLIT=self.splits, NEED_MEAN=need_mean,
-            EXPONENT=self.exponent, ROWS=block, COLS=cols,
+            EXPONENT=self.exponent, ROWS=block, COLS=cols, PARTS=FINISHED // block,
             # Left alone, ptxas spills a register of some to save others.
             **({"maxnreg": 96} if self.launch.arch.startswith("sm_") else {}),
         )
@@ -267,7 +267,8 @@ class ItcLoss:
 def _itc_loss(query, keys, scale, queue, teacher_query, alpha, matched, count, needs):
     itc = ItcLoss(query, keys, scale, queue, teacher_query)
     nothing = not itc.segments or not len(query)
-    new = matched.new_zeros if nothing else matched.new_empty
+    matched = matched if matched.stride(1) == 1 else matched.contiguous()
+    new = scale.new_zeros if nothing else scale.new_empty
     loss, d_scale = new(()), new(() if needs[1] else 0)
     d_query = new(query.shape if needs[0] else 0)
     if nothing:
@@ -303,7 +304,7 @@ def itc_loss(
         queue: (Q, D), as keys: more candidates.
         teacher_query: (B, D), as query. None: the targets are the matches alone.
         alpha: one float32: the teacher's part of the targets.
-        matched: (B, D) float32: the mean of the candidates that match each query.
+        matched: (B, D) float32, or as keys: the mean of the candidates that match each query.
         count: (B,) int64: how many match. Where none does, the query is of no account.
 
     Returns:

@@ -7,10 +7,12 @@ do, or where bounds mean nothing. Nothing depends on the order of programs, and 
 by the host.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -84,9 +86,13 @@ TILES = {
     ("interpreter", "half"): Tile(64, 64, 32, pieces=1, warps=1, stages=1, tma=True),
 }
 DEFAULT_TILES = {"half": Tile(128, 128, 32, pieces=1, warps=8, stages=3)}
-# Up to this many products H * N * K * D, `brute` costs less than the launches of all the rest.
+# Up to this many products H * N * K * D, `brute` costs less than the launches of all the rest,
+# unless K * D are more than one program should do alone: a few rows of many codes.
 SMALL = {"interpreter": 0}
 DEFAULT_SMALL = 2**24
+MOST_ALONE = 2**17
+WIDEST = 2**20  # D from which bounds prove nothing
+ALIGNED = 256  # bytes, where parts of a packed codebook begin; descriptors want 16
 
 
 def plan_for(arch: str, k: int) -> Plan:
@@ -108,6 +114,35 @@ class Packed(NamedTuple):
     bias: Tensor  # (H, padded) float32
     limits: Tensor  # (H, LIMITS, groups) float32
 
+    def to_bytes(self) -> Tensor:
+        """All of it as (H, bytes)."""
+        heads = len(self.centre)
+        parts = [part.reshape(-1).view(torch.uint8) for part in self]
+        sizes = [_common.round_up(len(part), heads * ALIGNED) for part in parts]
+        padded = [F.pad(x, (0, size - len(x))) for x, size in zip(parts, sizes, strict=True)]
+        return torch.cat(padded).view(heads, -1)
+
+    @classmethod
+    def from_bytes(cls, memory: Tensor, codebook: Tensor, plan: Plan) -> "Packed":
+        """What `to_bytes` made of a codebook (H, K, D)."""
+        heads, codes, dim = codebook.shape
+        padded = _common.round_up(codes, plan.tile.cols)
+        single, parts, at = torch.float32, [], 0
+        for dtype, *shape in (
+            (single, dim), (single, measuring(codes, plan)), (torch.float64, codes),
+            (torch.float16, padded, _common.round_up(max(dim, 1), plan.tile.depth)),
+            (single, padded), (single, LIMITS.value, padded // GROUP_SIZE),
+        ):
+            size = heads * math.prod(shape) * dtype.itemsize
+            parts.append(memory.view(-1)[at : at + size].view(dtype).view(heads, *shape))
+            at += _common.round_up(size, heads * ALIGNED)
+        return cls(*parts)
+
+
+def measuring(codes: int, plan: Plan) -> int:
+    """Programs that measure a head's codes."""
+    return min(triton.cdiv(codes, plan.blocks.pack_rows), MEASURING.value)
+
 
 def centre_of(codebook: Tensor, metric: str) -> Tensor:
     """(H, D) float32, see `centre_codes`."""
@@ -126,7 +161,7 @@ def strides(x: Tensor) -> tuple[int, int]:
     return x.stride(0) if len(x) > 1 else 0, x.stride(1)
 
 
-def pack_codebook(codebook: Tensor, metric: str, plan: Plan) -> Packed:
+def pack(codebook: Tensor, metric: str, plan: Plan) -> Packed:
     """Rounds a codebook (H, K, D) of unit stride in a row."""
     tile, blocks = plan.tile, plan.blocks
     heads, codes, dim = codebook.shape
@@ -135,9 +170,9 @@ def pack_codebook(codebook: Tensor, metric: str, plan: Plan) -> Packed:
     groups = padded // GROUP_SIZE
     centre = centre_of(codebook, metric)
     norm = codebook.new_empty(heads, codes, dtype=torch.float64)
-    measuring = min(triton.cdiv(codes, blocks.pack_rows), MEASURING.value)
-    half = codebook.new_empty(heads, measuring, dtype=torch.float32)
-    measure_codes[(measuring, heads)](
+    programs = measuring(codes, plan)
+    half = codebook.new_empty(heads, programs, dtype=torch.float32)
+    measure_codes[(programs, heads)](
         codebook, centre, norm, half, codes, dim, *strides(codebook),
         METRIC=metric, ROWS=blocks.pack_rows, WIDTH=blocks.pack_width, **plan.options,
     )
@@ -145,7 +180,7 @@ def pack_codebook(codebook: Tensor, metric: str, plan: Plan) -> Packed:
     bias = codebook.new_empty(heads, padded, dtype=torch.float32)
     limits = codebook.new_empty(heads, LIMITS.value, groups, dtype=torch.float32)
     pack_codes[(triton.cdiv(groups, blocks.pack_groups), heads)](
-        codebook, centre, norm, half, w, bias, limits, codes, padded, measuring, dim,
+        codebook, centre, norm, half, w, bias, limits, codes, padded, programs, dim,
         depth, *strides(codebook),
         METRIC=metric, TILE_N=tile.cols, SIZE=GROUP_SIZE, GROUPS=blocks.pack_groups,
         WIDTH=blocks.pack_width,
@@ -260,11 +295,11 @@ def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator
             yield slice(h, h + some_heads), slice(r, r + some_rows)
 
 
-def _nearest_code(x, codebook, metric, k, mask):
-    if len(x) > MAX_HEADS:
+def _nearest_code(x, codebook, metric, k, mask, memory):
+    if len(x) > MAX_HEADS:  # whose codebook is not packed before
         pieces = [slice(h, h + MAX_HEADS) for h in range(0, len(x), MAX_HEADS)]
         found = [
-            _nearest_code(x[h], codebook[h], metric, k, None if mask is None else mask[h])
+            _nearest_code(x[h], codebook[h], metric, k, None if mask is None else mask[h], None)
             for h in pieces
         ]
         return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -278,9 +313,12 @@ def _nearest_code(x, codebook, metric, k, mask):
     mask = None if mask is None else mask.contiguous().view(torch.uint8)
     arch = _common.architecture(x.device)
     plan = plan_for(arch, k)
-    packed = None
-    if x.numel() * codebook.shape[1] > SMALL.get(arch, DEFAULT_SMALL) and dim < 2**20:
-        packed = pack_codebook(codebook, metric, plan)
+    packed, alone = None, codebook.shape[1] * dim
+    small = x.numel() * codebook.shape[1] <= SMALL.get(arch, DEFAULT_SMALL)
+    if dim < WIDEST and not (small and alone <= MOST_ALONE):
+        packed = pack(codebook, metric, plan) if memory is None else Packed.from_bytes(
+            memory, codebook, plan
+        )
     for h, r in chunks(heads, rows, packed, plan.tile):
         search(
             x[h, r], codebook[h], metric, None if mask is None else mask[h, r],
@@ -291,7 +329,7 @@ def _nearest_code(x, codebook, metric, k, mask):
 
 
 def nearest_code(
-    x: Tensor, codebook: Tensor, metric: str, k: int, mask: Tensor | None, packed: None
+    x: Tensor, codebook: Tensor, metric: str, k: int, mask: Tensor | None, packed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The k nearest codes of each row, exactly as the reference has them, without a host sync.
 
@@ -300,7 +338,7 @@ def nearest_code(
         codebook: (H, K, D), the same.
         metric: "l2", "cosine" or "dot".
         mask: (H, N) bool, or None; rows where it is False get index -1 and distance 0.
-        packed: nothing, here.
+        packed: what `pack_codebook` made of the codebook, or None.
 
     Returns:
         index (H, N, k) int64, distance (H, N, k) float32. Equal bits on every run.
@@ -310,4 +348,15 @@ def nearest_code(
     and D rounded up to a tile's), of which WORKSPACE_BYTES at a time.
     """
     with _common.launching(x=x, codebook=codebook):
-        return _nearest_code(x, codebook, metric, k, mask)
+        memory = packed if packed is not None and packed.numel() else None
+        return _nearest_code(x, codebook, metric, k, mask, memory)
+
+
+def pack_codebook(codebook: Tensor, metric: str) -> Tensor:
+    """A codebook (H, K, D) as the filter reads it, (H, bytes) uint8; none where it has no part."""
+    with _common.launching(codebook=codebook) as arch:
+        heads, _, dim = codebook.shape
+        if not 0 < heads <= MAX_HEADS or dim >= WIDEST:
+            return codebook.new_empty(heads, 0, dtype=torch.uint8)
+        codebook = codebook if codebook.stride(2) == 1 else codebook.contiguous()
+        return pack(codebook, metric, plan_for(arch, 1)).to_bytes()

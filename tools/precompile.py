@@ -11,13 +11,12 @@ import time
 import torch
 
 from tests.triton_tools import gate
-from tilewise import _backend
 
 
 def rows_for(arch: str) -> tuple[gate.Table, dict[gate.Key, gate.Task]]:
     """The gate's rows of one architecture, and who makes them."""
     rows, owner = {}, {}
-    for op in _backend.ops():
+    for op in gate.OWNERS:
         for row in gate.rows_of(op, arch, None):
             key = gate.key_of(row)
             rows[key], owner[key] = row, (op, arch)

@@ -109,6 +109,15 @@ def operator(name: str, device: torch.device, *dtypes: torch.dtype) -> Callable[
     return getattr(library, name).default
 
 
+def triton_operator(
+    name: str, device: torch.device, *dtypes: torch.dtype
+) -> Callable[..., Any] | None:
+    """The operator of what modules have a kernel for in Triton alone; None where others serve."""
+    if choose(device, *dtypes) != "triton":
+        return None
+    return operator(name, device, *dtypes)
+
+
 def _warn_once(message: str) -> None:
     if message not in _warned and not torch.compiler.is_compiling():
         _warned.add(message)

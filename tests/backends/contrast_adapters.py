@@ -25,6 +25,7 @@ from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
 from tests.triton_tools.checker import Updated
 from tilewise.kernels import (
     _cross_entropy,
+    _cross_entropy_ids,
     clip_loss,
     hard_negatives,
     info_nce,
@@ -198,7 +199,8 @@ CLIP = Contrast(
             "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
             "col_weight_ptr",
         ],
-        _cross_entropy.match_ids: ["number_ptr", "count_ptr"],
+        _cross_entropy_ids.match_ids: ["number_ptr", "count_ptr"],
+        _cross_entropy_ids.match_few_ids: ["number_ptr", "count_ptr"],
         _cross_entropy.begin_counted_sides: [
             "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
             "col_weight_ptr",

@@ -8,6 +8,7 @@ from tests.backends.contrast_adapters import CLIP, Smoothed, features
 from tests.common.contrastive_cases import related
 from tests.common.cross_entropy_cases import outputs
 from tests.triton_tools.checker import MemoryFault, checked
+from tilewise.kernels import _cross_entropy_ids
 from tilewise.kernels._contrast import Launch
 
 
@@ -29,6 +30,21 @@ def test_the_loss_alone_takes_one_pass():
         with checked(CLIP.outputs) as launches:
             CLIP.run(case, features(case, torch.bfloat16), needs)
         assert sum(launch.kernel.endswith("_tile") for launch in launches) == passes
+
+
+@pytest.mark.parametrize("rows, cols", [(40, 70), (1, 1), (33, 5)])
+def test_ids_are_compared_or_sorted(monkeypatch, rows, cols):
+    """Few are compared, many are sorted: the same matches, and so the same bits."""
+    equal = torch.arange(rows) * 7 % 11 - 5, torch.arange(cols) ** 3 % 13 * 2**40
+    equal[1][::2] = equal[0][torch.arange((cols + 1) // 2) % rows]
+    case = CLIP.make(rows, cols, 8, positives=equal)
+    tensors = features(case, torch.float32)
+    few = CLIP.run(case, tensors)
+    monkeypatch.setattr(_cross_entropy_ids, "FEW", 0)
+    with checked(CLIP.outputs) as launches:
+        many = CLIP.run(case, tensors)
+    assert all(map(torch.equal, few, many))
+    assert "match_ids" in {launch.kernel for launch in launches}
 
 
 def test_a_well_separated_pair_keeps_its_digits():

@@ -69,7 +69,7 @@ def test_bits_depend_on_no_tile(monkeypatch):
     mean, logvar, d_z = torch.randn(3, 3, 45)
     z, kl = sample(mean, logvar, 4)
     expected = gradients(d_z, kl, mean, logvar, 4)
-    monkeypatch.setattr(kernels, "WIDEST", 16)
+    monkeypatch.setattr(kernels, "USUAL", 16)
     again = sample(mean, logvar, 4)
     assert torch.equal(again[0], z)
     torch.testing.assert_close(again[1], kl, rtol=1e-6, atol=0)
@@ -80,7 +80,7 @@ def test_bits_depend_on_no_tile(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (2, 3, 17), (4,)], ids=str)
 def test_memory_accesses(monkeypatch, shape, dtype):
-    monkeypatch.setattr(kernels, "WIDEST", 32)
+    monkeypatch.setattr(kernels, "USUAL", 32)
     mean = torch.randn(*shape, 2).to(dtype)[..., 0]
     logvar = torch.randn(shape[-1:] if len(shape) > 1 else 1).to(dtype).expand(shape)
     d_z, d_kl = torch.randn(()).to(dtype).expand(shape), torch.randn(()).expand(shape[0])

@@ -4,8 +4,9 @@
 import pytest
 import torch
 
+from tests.backends.test_gumbel_softmax_triton import programs
 from tests.triton_tools.checker import checked
-from tilewise.kernels import _rows
+from tilewise.kernels import _gumbel_blocks, _rows
 from tilewise.kernels import gumbel_argmax as kernels
 from tilewise.kernels import gumbel_softmax as softmax_kernels
 
@@ -68,21 +69,38 @@ def test_points_where_the_one_hot_sample_has_its_one(small_tiles, cols):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows, cols, k", [
-    (1, 1, 1), (5, 7, 1), (5, 7, 3), (3, 63, 40), (2, 80, 1), (2, 80, 20), (0, 3, 2),
+    (1, 1, 1), (5, 7, 1), (5, 7, 3), (3, 63, 40), (2, 80, 1), (2, 80, 16), (2, 80, 22), (0, 3, 2),
 ])
 def test_memory_accesses(small_tiles, monkeypatch, rows, cols, k, dtype):
     x = torch.randn(rows, 2 * cols + 1).to(dtype)[:, ::2][:, :cols]
-    selecting, output = kernels.select_from_rows, "index_ptr"
+    monkeypatch.setattr(kernels, "FEWEST", 4)
+    selecting = {kernels.select_from_rows: ["index_ptr"]}
     if cols > 64:
-        selecting, output = kernels.select_from_wide_row, "index_ptr"
-    if k > (1 if cols > 64 else 32):
-        selecting, output = kernels.perturb_tile, "z_ptr"
-    with checked({selecting: [output]}) as launches:
+        selecting = {
+            kernels.select_from_blocks: ["z_ptr", "index_ptr"],
+            kernels.select_from_selected: ["index_ptr"],
+        }
+    if k > (16 if cols > 64 else 32):  # of three blocks more than LONGEST
+        selecting = {kernels.perturb_tile: ["z_ptr"]}
+    with checked(selecting) as launches:
         index, _ = sample(x, k)
     monkeypatch.setattr(kernels, "select", lambda *_: index)
-    with checked({kernels.log_softmax_at: ["value_ptr"]}) as values:
+    measured = {_gumbel_blocks.measure_blocks: ["top_ptr", "index_ptr", "total_ptr"]}
+    logarithms = {kernels.log_softmax_at: ["value_ptr"], **(measured if cols > 64 else {})}
+    with checked(logarithms) as values:
         sample(x, k, log_prob=True)
-    assert len(launches) == len(values) == (rows > 0)
+    assert (len(launches), len(values)) == (len(selecting), len(logarithms)) if rows else not values
+
+
+@pytest.mark.parametrize("k", [1, 4, 32])
+def test_few_wide_rows_have_many_programs(monkeypatch, k):
+    """Row after row, one program a row would leave most of a GPU idle; and no row is sorted."""
+    monkeypatch.setattr(torch.Tensor, "sort", None)
+    with programs() as grids:
+        sample(torch.zeros(2, 150_000), k)
+        sample(torch.zeros(2, 150_000), k, log_prob=True)
+    blocks = 2 * 150_000 // _rows.BLOCK
+    assert [n >= blocks for n in grids] == [True, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("cols", [33, 100])

@@ -1,14 +1,18 @@
 """The Triton backend of gumbel_softmax, in the interpreter: what no other op promises."""
 
+import contextlib
+import math
+from unittest import mock
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
 import tilewise as tw
 from tests.triton_tools.checker import checked
-from tilewise.kernels import _philox, _rows
+from tilewise.kernels import _gumbel_blocks, _philox, _rows
 from tilewise.kernels import gumbel_softmax as kernels
 from tilewise.reference import _philox as reference
 
@@ -124,20 +128,49 @@ def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
     wide = torch.randn(rows, 2 * cols + 1).to(dtype)
     x, dy = wide[:, ::2][:, :cols], torch.randn(1, cols).to(dtype).expand(rows, -1)
     longest = _rows.longest(cols)
-    forward, backward = kernels.sample_rows, kernels.differentiate_rows
+    forward = {kernels.sample_rows: ["y_ptr"]}
+    backward = {kernels.differentiate_rows: ["out_ptr", "part_ptr"]}
     if cols > longest:
-        forward = kernels.sample_wide_row
+        forward = {
+            _gumbel_blocks.measure_blocks: ["top_ptr", "index_ptr", "total_ptr"],
+            _gumbel_blocks.sample_blocks: ["y_ptr"],
+        }
         if not hard and cols <= 2 * longest:
-            forward = kernels.sample_halved_row
+            forward = {kernels.sample_halved_row: ["y_ptr"]}
     if cols > kernels.LONGEST_WITH_TAU:
-        backward = kernels.differentiate_wide_row
-    with checked({forward: ["y_ptr"]}) as launches:
+        backward = {
+            _gumbel_blocks.measure_gradient_blocks: ["top_ptr", "total_ptr", "inner_ptr"],
+            _gumbel_blocks.differentiate_blocks: ["out_ptr", "part_ptr"],
+        }
+    with checked(forward) as launches:
         y = sample(x, hard=hard)
         sample(x, 0.0, hard=hard)
-    assert len(launches) == 2
-    with checked({backward: ["out_ptr", "part_ptr"]}) as launches:
+    assert len(launches) == 2 * len(forward)
+    with checked(backward) as launches:
         gradients(dy, x if hard else y, hard=hard)
-    assert len(launches) == 1
+    assert len(launches) == len(backward)
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_few_wide_rows_have_many_programs(hard):
+    """Row after row, one program a row would leave most of a GPU idle."""
+    x = torch.zeros(2, 150_000)
+    with programs() as grids:
+        y = sample(x, hard=hard)
+        gradients(x, x if hard else y, hard=hard)
+    assert len(grids) == 4 and min(grids) >= 2 * 150_000 // _rows.BLOCK
+
+
+@contextlib.contextmanager
+def programs():
+    """Yields a list of how many programs each launch inside the block has; none runs."""
+    grids = []
+
+    def launch(self, *args, grid, warmup, **kwargs):
+        grids.append(math.prod(grid))
+
+    with mock.patch.object(InterpretedFunction, "run", launch):
+        yield grids
 
 
 @pytest.mark.parametrize("cols", [20, 50, 70])

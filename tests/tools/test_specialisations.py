@@ -9,8 +9,8 @@ import pytest
 from benchmarks.harness.measure import ROOT
 
 MOST = 4  # over all sizes of one dtype: whether rows and columns fill tiles, and how D is aligned
-# Random ops take short rows whole: their tile is the next power of two of the columns.
-BY_COLUMNS = {"sample_rows": 6, "select_from_rows": 6, "sample_tile": 7}
+# Rows that are taken whole have a tile of the next power of two of their columns.
+BY_COLUMNS = {"sample_rows": 6, "select_from_rows": 6}
 
 
 def lines(*arguments: str) -> list[list[str]]:
@@ -40,3 +40,11 @@ def test_batches_share_binaries(op):
         last = [size.split("x")[-1] for size in sizes.split(", ")]
         assert int(count) == len(last)
         assert max(map(last.count, last)) <= 2, kernel
+
+
+@pytest.mark.slow
+def test_a_smaller_last_batch_compiles_nothing():
+    """But for nearest_code, which searches few rows of few codes otherwise."""
+    found = lines("--anew")
+    assert len([op for op, *kernel in found if not kernel]) == 9
+    assert {kernel for kernel, *rest in found if rest} <= {"brute"}

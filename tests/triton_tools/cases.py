@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 
 from tilewise import _backend
+from tilewise.kernels import _cross_entropy_ids
 
 Cases = Iterator[tuple[str, list[Callable[[], object]]]]
 
@@ -66,16 +67,18 @@ def info_nce(arch: str) -> Cases:
 
 
 def cross_entropy(loss: Callable, arch: str, plain: str, smoothed: str) -> Cases:
-    def call(rows, cols, dtype, precision, smoothed):
+    def call(rows, cols, dtype, precision, smoothed, few):
         torch.set_float32_matmul_precision(precision)
         x, y = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
         matches = (None, torch.arange(rows), torch.arange(cols)) if smoothed else (0, None, None)
-        loss(x, y, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3)
+        with mock.patch.object(_cross_entropy_ids, "FEW", few):
+            loss(x, y, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3)
 
     for name, dtype, precision in products(arch):
         for shapes, sizes in SIZES.items():
             for result in (plain, smoothed):
-                arguments = dtype, precision, result == smoothed
+                few = 0 if shapes == "aligned" else 1000  # ids are sorted, or compared
+                arguments = dtype, precision, result == smoothed, few
                 yield f"{name} {shapes} {result}", [
                     functools.partial(call, *size, *arguments) for size in sizes
                 ]
@@ -107,7 +110,9 @@ def itc_loss(arch: str) -> Cases:
     def call(rows, cols, dtype, precision, taught):
         torch.set_float32_matmul_precision(precision)
         query, keys = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
-        matched, count = torch.zeros(rows, 64), torch.ones(rows, dtype=torch.int64)
+        # Of an offset, features as they are; of ids, float32.
+        matched = torch.zeros(rows, 64, dtype=dtype if taught else torch.float32)
+        count = torch.ones(rows, dtype=torch.int64)
         rest = None, query if taught else None, scale, matched, count, True, True
         kernels.itc_loss.itc_loss(query, keys, scale, *rest)
 
@@ -199,7 +204,70 @@ def gaussian_sample(arch: str) -> Cases:
         kernels.gaussian_sample.gaussian_sample_backward(x, d_kl, x, x, seed, offset, -30.0, 20.0)
 
     for name in ("bfloat16", "float32"):
-        for cols in (32, 1000, 16384):
+        for cols in (8, 64, 1000, 16384):
             yield f"{name} {cols}", [
                 functools.partial(call, x) for x in rows_of_zeros(cols, DTYPES[name])
+            ]
+
+
+# What only modules call, by the names of the kernels' files.
+
+
+def _straight_through(arch: str) -> Cases:
+    """Rows that a tile holds and wide ones, with a mask and without one."""
+    from tilewise.kernels import _straight_through
+
+    def call(x, keep):
+        pull, keep = (None, None) if keep is None else (torch.ones(()), keep[: len(x)])
+        _straight_through.rotate_back(x, x, x, pull, keep, 1e-6)
+
+    keep = torch.ones(256, 1, dtype=torch.bool)
+    for name in ("bfloat16", "float32"):
+        for cols, mask in ((32, keep), (61, None), (256, None), (3000, keep)):
+            yield f"{name} {cols}{' masked' if mask is not None else ''}", [
+                functools.partial(call, x, mask) for x in rows_of_zeros(cols, DTYPES[name])
+            ]
+
+
+def _moving_averages(arch: str) -> Cases:
+    """A step of learning, the sums of several processes, and codes that follow later."""
+    from tilewise.kernels import _moving_averages
+
+    def call(codes, dim, cosine, reduced, sums_too):
+        embed, enabled = torch.zeros(1, codes, dim), torch.ones((), dtype=torch.bool)
+        size = torch.zeros(1, codes)
+        counts, sums = torch.zeros(1, codes, dtype=torch.int64), torch.zeros(1, codes, dim)
+        if reduced:
+            both = torch.zeros(1, codes, dim + 1)
+            counts, sums = both[..., 0], both[..., 1:]
+        counts, sums = (counts, sums) if sums_too else (None, None)
+        rest = (enabled if reduced else None), 0.2, 1e-5, True, cosine, 1e-6
+        _moving_averages.moving_averages(size, embed, embed.clone(), counts, sums, *rest)
+
+    for dim in (64, 61, 2048):
+        for name, rest in {
+            "plain": (False, False, True), "cosine reduced": (True, True, True),
+            "later": (False, False, False),
+        }.items():
+            yield f"{dim} {name}", [
+                functools.partial(call, codes, dim, *rest) for codes in (100, 4096)
+            ]
+
+
+def _enqueue(arch: str) -> Cases:
+    """Queues of the features' dtype and of float32, with ids and without."""
+    from tilewise.kernels import _enqueue
+
+    def call(x, dtype, ids):
+        queue = torch.zeros(300, x.shape[1], dtype=dtype)
+        pointer = torch.zeros((), dtype=torch.int64)
+        ids = torch.zeros(len(x), dtype=torch.int64) if ids else None
+        places = torch.zeros(300, dtype=torch.int64)
+        _enqueue.enqueue(queue, queue, places, pointer, x, x, ids, 0, len(x), -100)
+
+    for name, dtype in DTYPES.items():
+        for cols, ids in ((61, True), (256, False)):
+            yield f"{name} {cols}{' ids' if ids else ''}", [
+                functools.partial(call, x, torch.float32 if ids else dtype, ids)
+                for x in rows_of_zeros(cols, dtype)
             ]

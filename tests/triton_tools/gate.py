@@ -31,6 +31,9 @@ FIGURES = ("binaries", "registers", "stack", "shared", "programs", "matrix", "in
 COLUMNS = (*KEY, *FIGURES, "made_from")
 RENEW = 'make gate GATE="--changed --write"'
 
+# Whose kernels there are: ops, and what modules have besides.
+OWNERS = (*_backend.ops(), "_enqueue", "_moving_averages", "_straight_through")
+
 FEW = 16  # cases that are compiled sooner than another process has started
 
 Key = tuple[str, str, str]
@@ -77,7 +80,7 @@ def key_of(row: dict) -> Key:
 def recipes() -> tuple[Table, dict[Key, Task]]:
     """All rows without figures, and who makes them. Nothing is compiled: it takes seconds."""
     rows, owner = {}, {}
-    for task in itertools.product(_backend.ops(), ARCHITECTURES):
+    for task in itertools.product(OWNERS, ARCHITECTURES):
         for row in rows_of(*task, None):
             rows[key_of(row)], owner[key_of(row)] = row, task
     return rows, owner

@@ -73,6 +73,9 @@ def codes() -> Iterator[Row]:
         for metric in ("l2", "cosine", "dot"):
             call = partial(tw.nearest_code, x, codebook, metric)
             yield from passes("nearest_code", f"{n} x {k} {metric}", call, [])
+        with counted():
+            call = partial(tw.nearest_code, x, tw.prepare_codebook(codebook))
+        yield from passes("nearest_code", f"{n} x {k} prepared", call, [])
         index = torch.zeros(n, dtype=torch.int64)
         yield from passes("code_sums", f"{n} x {k}", partial(tw.code_sums, x, index, k), [])
 
@@ -90,6 +93,8 @@ def samples() -> Iterator[Row]:
         for count in (None, 4):
             call = partial(tw.gumbel_argmax, logits.detach(), k=count, seed=seed)
             yield from passes("gumbel_argmax", f"{n} x {k} k={count}", call, [])
+        call = partial(tw.gumbel_argmax, logits.detach(), log_prob=True, seed=seed)
+        yield from passes("gumbel_argmax", f"{n} x {k} log_prob", call, [])
         mean, logvar = (torch.zeros(n, k, requires_grad=True) for _ in range(2))
         call = partial(tw.gaussian_sample, mean, logvar, seed=seed)
         yield from passes("gaussian_sample", f"{n} x {k}", call, [mean, logvar])
@@ -101,12 +106,14 @@ def modules() -> Iterator[Row]:
     loss = tw.nn.ItcLoss(64, queue_size=57600)
     student, teacher = features(512, 512), features(512, 512, grad=False)
 
+    one = torch.ones(())
+
     def quantize() -> None:
         quantized, _, commitment = quantizer(x)
-        torch.autograd.backward([quantized, commitment.sum()], [x.detach(), None])
+        torch.autograd.grad([quantized, commitment], [x], [x.detach(), one])
 
     def contrast() -> None:
-        loss(*student, *teacher).backward()
+        torch.autograd.grad(loss(*student, *teacher), [*student, loss.temperature], one)
 
     for name, step in (("nn.VectorQuantizer", quantize), ("nn.ItcLoss", contrast)):
         with counted():

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction
 from tilewise import _backend
 from tilewise.kernels import _common
 from tilewise.nn.quantizers import _gumbel_codes
+from tilewise.ops import _register
 
 TABLE = Path(__file__).parents[2] / "kernels" / "launches.csv"
 COLUMNS = ("of", "case", "pass", "total", "torch", "triton", "kernels")
@@ -81,7 +82,7 @@ class Count(TorchDispatchMode):
         if isinstance(composed, torch.library.CustomOpDef):  # what it calls is counted
             with self:
                 return composed._init_fn(*args)
-        module = importlib.import_module(f"tilewise.kernels.{name.removesuffix('_backward')}")
+        module = importlib.import_module(f"tilewise.kernels.{_register.modules[name]}")
         with self:
             return getattr(module, name)(*args)
 
@@ -97,7 +98,8 @@ def counted() -> Iterator[Count]:
     count = Count()
 
     def launch(kernel, *args, grid, warmup, **kwargs):
-        count.triton[kernel.fn.__name__] += 1
+        if not warmup:  # which compiles, and launches nothing
+            count.triton[kernel.fn.__name__] += 1
 
     def operator(name, device, *dtypes):  # on a GPU this namespace leads to Triton
         return getattr(torch.ops.tilewise, name).default

@@ -76,6 +76,14 @@ class Launched(NamedTuple):
     binary: CompiledKernel | None
 
 
+class Launches(list[Launched]):
+    """Launches, and what was compiled for later ones: hashes, as `made_from`."""
+
+    def __init__(self):
+        super().__init__()
+        self.prepared: set[str] = set()
+
+
 class _Driver:
     """What JITFunction asks a driver for before it compiles."""
 
@@ -93,12 +101,13 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def launching_for(arch: str, compiling: bool = True) -> Iterator[list[Launched]]:
+def launching_for(arch: str, compiling: bool = True) -> Iterator[Launches]:
     """Yields a list that every launch inside the block is added to, compiled if that is asked for.
 
+    What is compiled and not launched is not added, but to the list's attribute `prepared`.
     Launchers are called as they are, on CPU tensors; what they compute is meaningless.
     """
-    launched: list[Launched] = []
+    launched = Launches()
     run = JITFunction.run
 
     def follow(self, *args, grid, warmup, **kwargs):
@@ -106,6 +115,9 @@ def launching_for(arch: str, compiling: bool = True) -> Iterator[list[Launched]]
         _, types, options = binder(*args, **kwargs)
         recipe = sources(self), types, sorted(options.items()), arch, compilers(arch)
         made_from = hashlib.sha256(repr(recipe).encode()).hexdigest()[:10]
+        if warmup:
+            launched.prepared.add(made_from)
+            return
         binary = run(self, *args, grid=grid, warmup=True, **kwargs) if compiling else None
         products = "tl.dot(" in sources(self)
         launched.append(Launched(self.fn.__name__, made_from, products, binary))

@@ -25,19 +25,23 @@ COLUMNS = (5, 64, 100, 1000, 1024, 4096, 5000, 16384, 50257)
 Calls = Iterator[tuple[tuple, Callable[[], object]]]  # sizes, and a call
 
 
-def contrasts(op: str) -> Calls:
+def contrasts(op: str, by_ids: bool = False) -> Calls:
     from tests.triton_tools.cases import kernels
 
     scale, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
-    rest = {
-        "sigmoid_loss": (scale, scale, 0, None, None, *[True] * 4),
-        "clip_loss": (scale, 0, None, None, 0.0, *[True] * 3),
-        "info_nce": (scale, 0, None, None, 0.0, *[True] * 3),
-        "hard_negatives": (scale, 0, None, None, seed, 0),
+    before, after = {
+        "sigmoid_loss": ((scale, scale), [True] * 4),
+        "clip_loss": ((scale,), (0.0, *[True] * 3)),
+        "info_nce": ((scale,), (0.0, *[True] * 3)),
+        "hard_negatives": ((scale,), (seed, 0)),
     }[op]
     for (rows, cols), depth in itertools.product(PAIRS, DEPTHS):
         x, y = (torch.zeros(n, depth, dtype=torch.bfloat16) for n in (rows, cols))
-        yield (rows, cols, depth), functools.partial(getattr(vars(kernels)[op], op), x, y, *rest)
+        ids = [torch.zeros(n, dtype=torch.int64) for n in (rows, cols)]
+        matches = (None, *ids) if by_ids else (0, None, None)
+        yield (rows, cols, depth), functools.partial(
+            getattr(vars(kernels)[op], op), x, y, *before, *matches, *after
+        )
 
 
 def nearest_code() -> Calls:
@@ -91,9 +95,9 @@ def gaussian_sample() -> Calls:
         )
 
 
+CONTRASTS = ("sigmoid_loss", "clip_loss", "info_nce", "hard_negatives")
 OPS: dict[str, Callable[[], Calls]] = {
-    **{op: functools.partial(contrasts, op)
-       for op in ("sigmoid_loss", "clip_loss", "info_nce", "hard_negatives")},
+    **{op: functools.partial(contrasts, op) for op in CONTRASTS},
     "nearest_code": nearest_code, "code_sums": code_sums, "gumbel_softmax": gumbel_softmax,
     "gumbel_argmax": gumbel_argmax, "gaussian_sample": gaussian_sample,
 }  # fmt: skip
@@ -113,14 +117,46 @@ def binaries(op: str, arch: str) -> dict[str, dict[str, tuple]]:
     return found
 
 
+def anew(op: str, arch: str, calls: Callable[[], Calls]) -> list[str]:
+    """What a smaller batch compiles when one of the largest was run: kernels, with its rows."""
+    from tests.triton_tools import offline
+    from tilewise.kernels import _contrast
+
+    batches: dict[tuple, dict[int, Callable]] = collections.defaultdict(dict)
+    for (rows, *rest), call in calls():
+        if op not in CONTRASTS or rows == rest[0]:
+            batches[tuple(rest[op in CONTRASTS :])][rows] = call
+    found = []
+    with offline.launching_for(arch, compiling=False) as launched:
+        for rest, sizes in batches.items():
+            _contrast._prepared.clear()
+            launched.prepared.clear()
+            known: set[str] = set()
+            for rows in sorted(sizes, reverse=True):
+                launched.clear()
+                sizes[rows]()
+                made = {launch.made_from: launch.name for launch in launched}
+                new = made.keys() - known if known else set()
+                found += [f"{made[x]} {rows} of {rest}" for x in new]
+                known |= made.keys() | launched.prepared
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", choices=OPS, help="one op alone")
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--sizes", action="store_true", help="also the first sizes of each binary")
+    parser.add_argument("--anew", action="store_true", help="what smaller batches compile anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for op in [options.op] if options.op else OPS:
+        if options.anew:
+            found = anew(op, options.arch, OPS[op])
+            if op in CONTRASTS:
+                found += anew(op, options.arch, functools.partial(contrasts, op, by_ids=True))
+            print(op, *found, sep="\n  ", flush=True)
+            continue
         for kernel, made in binaries(op, options.arch).items():
             sizes = "  " + ", ".join("x".join(map(str, x)) for x in made.values())
             print(f"{op} {kernel} {len(made)}{sizes * options.sizes}", flush=True)

@@ -8,10 +8,10 @@ from tilewise.reference._precision import accumulate_dtype
 
 
 def matched_by_offset(
-    keys: Tensor, queue: Tensor | None, offset: int, rows: int
+    keys: Tensor, queue: Tensor | None, offset: int, rows: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Query i matches candidate i + offset, if there is one."""
-    dtype = accumulate_dtype(keys)
+    """Query i matches candidate i + offset, if there is one; means of `dtype`, else of float32."""
+    dtype = accumulate_dtype(keys) if dtype is None else dtype
     if 0 <= offset <= len(keys) - rows:  # as nearly always: nothing to fill, every launch counts
         mean = keys[offset : offset + rows].to(dtype).contiguous()
         return mean, keys.new_ones(rows, dtype=torch.int64)

@@ -23,6 +23,8 @@ from tilewise.reference._precision import accumulate_dtype
 _library = torch.library.Library("tilewise", "FRAGMENT")
 _triton_library = torch.library.Library("tilewise_triton", "FRAGMENT")
 
+# Of each op that Triton has a kernel for, the module of `tilewise.kernels` where it is.
+modules: dict[str, str] = {}
 # setup_context and backward of each op, as torch.library.register_autograd takes them.
 formulas: dict[str, tuple[Callable, Callable]] = {}
 
@@ -35,11 +37,15 @@ def _triton(name: str, module: str) -> Callable:
 
 
 def define(name: str, schema: str, fake: Callable, module: str | None = None) -> None:
-    """Defines an op without a gradient; for the CPU only, unless a Triton `module` has it."""
+    """Defines an op without a gradient; for the CPU only, unless a Triton `module` has it.
+
+    What only modules call may have a kernel in Triton alone: see `_backend.triton_operator`.
+    """
     for library in (_library, _triton_library) if module else (_library,):
         library.define(f"{name}{schema}")
         torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
     if module:
+        modules[name] = module
         run = _triton(name, module)
         _library.impl(name, run, "CUDA")
         # Any device: Triton's interpreter takes CPU tensors.

@@ -97,7 +97,10 @@ def itc_loss(
     with torch.no_grad():
         offset, query_ids, candidate_ids = matches
         if query_ids is None or candidate_ids is None:
-            matched, count = matched_by_offset(keys, queue, offset or 0, len(query))
+            # A kernel of Triton reads features as they are, which saves a launch.
+            as_it_is = _backend.choose(query.device, query.dtype) == "triton"
+            dtype = keys.dtype if as_it_is else scale.dtype
+            matched, count = matched_by_offset(keys, queue, offset or 0, len(query), dtype)
         else:
             matched, count = matched_by_ids(keys, queue, query_ids, candidate_ids)
     return op(query, keys, scale, queue, teacher_query, part, matched, count, *needs)[0]

@@ -24,6 +24,7 @@ class PreparedCodebook:
     codebook: Tensor
     metric: str
     packed: Tensor | None  # None where the backend that serves it needs nothing
+    backend: str  # that packed it
     version: int | None  # of the codebook
 
     def __reduce__(self):
@@ -77,8 +78,11 @@ def nearest_code(
     """
     packed = None
     if isinstance(codebook, PreparedCodebook):
-        _check_prepared(codebook, metric)
-        packed, codebook = codebook.packed, codebook.codebook
+        prepared = codebook
+        _check_prepared(prepared, metric)
+        codebook = prepared.codebook
+        if _backend.choose(codebook.device, x.dtype, codebook.dtype) == prepared.backend:
+            packed = prepared.packed
     heads, count = _check(x, codebook, metric, k)
     if mask is not None:
         mask = _arguments.row_mask("mask", mask, x)
@@ -111,19 +115,18 @@ def prepare_codebook(codebook: Tensor, metric: str = "l2") -> PreparedCodebook:
 
     Returns:
         What `nearest_code` takes in the codebook's place, with the same metric. It holds the
-        codebook, and about half its bytes again.
+        codebook, and about half its bytes again; another backend takes the codebook alone.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape or dtype, named in the text.
     """
     _check_codebook(codebook, metric)
-    packed = None
-    if _backend.choose(codebook.device, codebook.dtype) == "cpu":
+    backend = _backend.choose(codebook.device, codebook.dtype)
+    packed, op = None, _backend.operator("pack_codebook", codebook.device, codebook.dtype)
+    if op is not None:
         codes = codebook.detach()
-        packed = torch.ops.tilewise.pack_codebook(
-            codes if codes.dim() == 3 else codes.unsqueeze(0), metric
-        )
-    return PreparedCodebook(codebook, metric, packed, version(codebook))
+        packed = op(codes if codes.dim() == 3 else codes.unsqueeze(0), metric)
+    return PreparedCodebook(codebook, metric, packed, backend, version(codebook))
 
 
 def _check_codebook(codebook: Tensor, metric: str) -> None:
@@ -231,4 +234,5 @@ define(
     lambda codebook, metric: codebook.new_empty(
         (codebook.shape[0], torch.library.get_ctx().new_dynamic_size()), dtype=torch.uint8
     ),
+    module="nearest_code",
 )

@@ -10,11 +10,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilewise import _backend
 from tilewise.distributed import Peers
 from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
 from tilewise.nn.losses import _ring, _ring_itc
 from tilewise.ops import _arguments
+from tilewise.ops._register import define
 from tilewise.ops.itc_loss import itc_loss
 
 if TYPE_CHECKING:  # not in every build of torch
@@ -169,7 +171,11 @@ class ItcLoss(nn.Module):
         if ids is not None:
             _arguments.check_ids("ids", ids, len(image), image.device)
             positives = ids, torch.cat([ids, self.id_queue])
-        scale = 1 / self._clamped()
+        scale = self._clamped().reciprocal()
+        taught = isinstance(alpha, Tensor) or alpha != 0
+        if not isinstance(alpha, Tensor):
+            alpha = _arguments.check_between("alpha", alpha, 0, 1)
+        part = _arguments.scalar("alpha", alpha, image)  # once for both directions
 
         def contrast(query: Tensor, keys: Tensor, queue: Tensor, teacher: Tensor) -> Tensor:
             return itc_loss(
@@ -178,8 +184,8 @@ class ItcLoss(nn.Module):
                 scale,
                 positives=positives,
                 queue=queue.to(keys.dtype) if self.queue_size else None,
-                teacher_query=teacher.detach() if isinstance(alpha, Tensor) or alpha != 0 else None,
-                alpha=alpha,
+                teacher_query=teacher.detach() if taught else None,
+                alpha=part,
             )
 
         of_images = contrast(image, teacher_text, self.text_queue, teacher_image)
@@ -233,7 +239,7 @@ class ItcLoss(nn.Module):
                 peers, rows, (image, text), own, queue, scale, part, needs, enqueue
             )
             if self.training and self.queue_size:
-                self.queue_pointer.copy_((self.queue_pointer + sum(rows)) % self.queue_size)
+                self._move_pointer(sum(rows))
             return found
 
         return _ring.finished(run, needs, *inputs)
@@ -251,27 +257,39 @@ class ItcLoss(nn.Module):
     @torch.no_grad()
     def _enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
         """Writes the teacher's features (B, D) of all processes over the oldest ones."""
-        if ids is None:
-            ids = self.id_queue.new_full((len(image),), NO_ID)
         self._check_rows(image)
-        image, text, ids = (_sync.all_gather(x) for x in (image, text, ids))
-        self._write(0, len(ids), image, text, ids)
-        self.queue_pointer.copy_((self.queue_pointer + len(ids)) % self.queue_size)
+        image, text = _sync.all_gather(image), _sync.all_gather(text)
+        ids = None if ids is None else _sync.all_gather(ids)
+        self._write(0, len(image), image, text, ids, moves=True)
 
     def _write(
-        self, first: int, total: int, image: Tensor, text: Tensor, ids: Tensor | None
+        self, first: int, total: int, image: Tensor, text: Tensor, ids: Tensor | None,
+        moves: bool = False,
     ) -> None:
-        """Writes rows `first` and on of `total` that are enqueued; the pointer stays."""
+        """Writes rows `first` and on of `total` that are enqueued; the pointer then `moves`."""
         # What does not fit would be overwritten in the same call; the last rows stay.
         skipped = min(max(total - self.queue_size - first, 0), len(image))
-        count = len(image) - skipped
-        place = torch.arange(count, device=self.queue_pointer.device) + (first + skipped)
-        place = (self.queue_pointer + place) % self.queue_size
+        first += skipped
+        image, text = image[skipped:], text[skipped:]
+        ids = None if ids is None else ids[skipped:]
+        queues = self.image_queue, self.text_queue, self.id_queue
+        dtypes = (x.dtype for x in (*queues[:2], image, text))
+        kernel = _backend.triton_operator("enqueue", image.device, *dtypes)
+        if kernel is not None and all(x.is_contiguous() for x in queues):
+            steps = total if moves else 0
+            kernel(*queues, self.queue_pointer, image, text, ids, first, steps, NO_ID)
+            return
         if ids is None:
             ids = self.id_queue.new_full((len(image),), NO_ID)
-        queues = (self.image_queue, image), (self.text_queue, text), (self.id_queue, ids)
-        for queue, rows in queues:
-            queue.index_copy_(0, place, rows[skipped:].to(queue.dtype))
+        place = torch.arange(len(image), device=self.queue_pointer.device) + first
+        place = (self.queue_pointer + place) % self.queue_size
+        for queue, rows in zip(queues, (image, text, ids), strict=True):
+            queue.index_copy_(0, place, rows.to(queue.dtype))
+        if moves:
+            self._move_pointer(total)
+
+    def _move_pointer(self, steps: int) -> None:
+        self.queue_pointer.copy_((self.queue_pointer + steps) % self.queue_size)
 
     def _clamped(self) -> Tensor:
         """The temperature, clamped in place where that may be: transforms of torch.func refuse."""
@@ -304,3 +322,12 @@ class ItcLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, queue_size={self.queue_size}, alpha={self.alpha}"
+
+
+define(
+    "enqueue",
+    "(Tensor(a!) image_queue, Tensor(b!) text_queue, Tensor(c!) id_queue, Tensor(d!) pointer, "
+    "Tensor image, Tensor text, Tensor? ids, SymInt first, SymInt steps, int no_id) -> ()",
+    lambda *_: None,
+    module="_enqueue",
+)

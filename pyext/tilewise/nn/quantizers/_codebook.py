@@ -6,10 +6,12 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from tilewise import _backend
 from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
 from tilewise.nn.quantizers._sampling import by_head, sample_rows
-from tilewise.nn.quantizers._unit import unit
+from tilewise.nn.quantizers._unit import EPS, unit
+from tilewise.ops._register import define
 from tilewise.ops.code_sums import code_sums
 from tilewise.ops.nearest_code import nearest_code
 
@@ -206,18 +208,43 @@ class Codebook(nn.Module):
             counts, sums = self._accumulated(counts, sums, accumulate)
         if accumulate:
             return local_counts
-        weight = 1 - self.decay if enabled is None else (1 - self.decay) * enabled
-        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), weight)
-        self.embed_avg.lerp_(sums.to(self.embed_avg.dtype), weight)
-        if self.ema_update and refresh:
-            self.refresh(enabled)
+        self._average(counts, sums, self.ema_update and refresh, enabled)
         if self.threshold_ema_dead_code > 0:
             self._revive(rows, index >= 0, enabled)
         return local_counts
 
+    def _average(
+        self, counts: Tensor, sums: Tensor, refresh: bool, enabled: Tensor | None
+    ) -> None:
+        """Moves the averages by counts (H, K) and sums (H, K, D); codes follow with `refresh`."""
+        if self._averaged_by_kernel(counts, sums, refresh, enabled):
+            return
+        weight = 1 - self.decay if enabled is None else (1 - self.decay) * enabled
+        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), weight)
+        self.embed_avg.lerp_(sums.to(self.embed_avg.dtype), weight)
+        if refresh:
+            self.refresh(enabled)
+
+    def _averaged_by_kernel(
+        self, counts: Tensor | None, sums: Tensor | None, refresh: bool, enabled: Tensor | None
+    ) -> bool:
+        """Whether Triton serves, which needs two launches for what else are ten."""
+        buffers = self.cluster_size, self.embed_avg, self.embed
+        dtypes = [x.dtype for x in (self.embed, sums) if x is not None]
+        kernel = _backend.triton_operator("moving_averages", self.embed.device, *dtypes)
+        if kernel is None or not all(x.is_contiguous() for x in buffers):
+            return False
+        kernel(
+            *buffers, counts, sums, enabled, 1 - self.decay, self.eps, refresh,
+            self.use_cosine_sim, EPS,
+        )
+        return True
+
     @torch.no_grad()
     def refresh(self, enabled: Tensor | None = None) -> None:
         """Sets the codes to their averages, cluster sizes smoothed so that none is 0."""
+        if self._averaged_by_kernel(None, None, True, enabled):
+            return
         total = self.cluster_size.sum(-1, keepdim=True)  # (H, 1)
         k = self.cluster_size.shape[-1]
         size = (self.cluster_size + self.eps) / (total + k * self.eps) * total  # (H, K)
@@ -305,6 +332,15 @@ class Codebook(nn.Module):
         h, k, d = self.embed.shape
         return f"{k} codes of {d} channels" + (f", {h} codebooks" if h > 1 else "")
 
+
+define(
+    "moving_averages",
+    "(Tensor(a!) cluster_size, Tensor(b!) embed_avg, Tensor(c!) embed, Tensor? counts, "
+    "Tensor? sums, Tensor? enabled, float weight, float eps, bool refresh, bool cosine, "
+    "float smallest) -> ()",
+    lambda *_: None,
+    module="_moving_averages",
+)
 
 _numbers = itertools.count()
 _codebooks: weakref.WeakValueDictionary[int, Codebook] = weakref.WeakValueDictionary()

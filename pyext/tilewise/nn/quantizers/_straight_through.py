@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tilewise import _backend
 from tilewise.nn.quantizers._derivatives import in_functorch, refuse_second_derivative
 from tilewise.nn.quantizers._unit import EPS, unit
 from tilewise.ops import code_sums
+from tilewise.ops._register import define
 
 
 class Weights(NamedTuple):
@@ -21,15 +23,15 @@ def straight_through(
     rows: Tensor,
     table: Tensor,
     index: Tensor,
-    mean_error: Tensor,
-    elements: Tensor,
+    squared_error: Tensor,
+    elements: Tensor | None,
     keep: Tensor | None,
     weights: Weights,
     rotate: bool,
 ) -> tuple[Tensor, Tensor]:
     """(quantized, loss) of rows whose codes were chosen.
 
-        quantized_i = table[index_i]        loss = (w_commitment + w_codebook) * mean_error
+        quantized_i = table[index_i]        loss = (w_commitment + w_codebook) / elements * error
 
     Backward, with g the gradient of quantized and e = 2 / elements * the gradient of loss,
 
@@ -42,13 +44,13 @@ def straight_through(
         rows: (M, D).
         table: (K, D), without the zero row that masked rows get.
         index: (M), -1 for masked rows.
-        mean_error, elements: () float32: the mean squared error, and of how many elements.
+        squared_error, elements: () float32, of how many elements it is. No elements: all of rows.
         keep: (M, 1) bool, False for masked rows; or None.
     """
     if in_functorch():
         return _differentiable(rows, table, index, elements, keep, weights, rotate)
     return StraightThrough.apply(
-        rows, table, index, mean_error, elements, keep, weights, rotate
+        rows, table, index, squared_error, elements, keep, weights, rotate
     )
 
 
@@ -62,46 +64,54 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, table, index, mean_error, elements, keep, weights, rotate):
+    def forward(ctx, rows, table, index, squared_error, elements, keep, weights, rotate):
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.rotate, ctx.num_codes = weights, rotate, len(table)
         quantized = gather(table, index, keep is not None).to(rows.dtype)  # version 0
         ctx.written = saved = codes = None
         if any(ctx.needs_input_grad[:2]):
             ctx.written, saved, codes = _watched(quantized, table)
-        ctx.save_for_backward(rows, saved, codes, index, keep, 2 / elements)
-        return quantized, mean_error * (weights.commitment + weights.codebook)
+        ctx.save_for_backward(rows, saved, codes, index, keep, elements)
+        weight = weights.commitment + weights.codebook
+        return quantized, squared_error * _per_element(weight, rows, elements)
 
     @staticmethod
     def backward(ctx, grad, grad_loss):
         refuse_second_derivative()
-        rows, quantized, codes, index, keep, scale = ctx.saved_tensors
+        rows, quantized, codes, index, keep, elements = ctx.saved_tensors
         if ctx.written is not None and ctx.written._version > 0:
             quantized = gather(codes, index, keep is not None).to(rows.dtype)
         need_rows, need_table, *_ = ctx.needs_input_grad
         wide = torch.promote_types(rows.dtype, torch.float32)
-        x, q = rows.to(wide), quantized.to(wide)
         d_rows = d_table = pull = error = None
         if grad_loss is not None:
-            scale = grad_loss * scale  # ()
-            pull = scale * ctx.weights.commitment
+            pull = grad_loss * _per_element(2 * ctx.weights.commitment, rows, elements)  # ()
             if need_table or not ctx.rotate or grad is None:
-                error = x - q  # (M, D)
+                error = rows.to(wide) - quantized.to(wide)  # (M, D)
         if need_table and error is not None:
             _, sums = code_sums(error, index, ctx.num_codes)
+            scale = grad_loss * _per_element(2.0, rows, elements)
             d_table = sums * (scale * -ctx.weights.codebook)
         if need_rows:
             if grad is not None and ctx.rotate:
-                d_rows = rotate_back(grad.to(wide), x, q, pull)
+                d_rows = rotate_back(grad, rows, quantized, pull, keep)
             elif error is not None:
                 d_rows = error.mul_(pull)
                 d_rows = d_rows if grad is None else d_rows.add_(grad)
-            else:
-                d_rows = grad
-            if d_rows is not None:
-                d_rows = d_rows.to(rows.dtype)
-                d_rows = d_rows if keep is None else d_rows.masked_fill(~keep, 0.0)
+                d_rows = masked(d_rows.to(rows.dtype), keep)
+            elif grad is not None:
+                d_rows = masked(grad.to(rows.dtype), keep)
         return d_rows, d_table, None, None, None, None, None, None
+
+
+def _per_element(weight: float, rows: Tensor, elements: Tensor | None) -> Tensor | float:
+    """weight / elements; without these, of all of rows."""
+    return weight / (max(rows.numel(), 1) if elements is None else elements)
+
+
+def masked(rows: Tensor, keep: Tensor | None) -> Tensor:
+    """rows (M, D), 0 where keep (M, 1) is False."""
+    return rows if keep is None else rows.masked_fill(~keep, 0.0)
 
 
 def _watched(quantized: Tensor, table: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -122,20 +132,20 @@ def _differentiable(
     rows: Tensor,
     table: Tensor,
     index: Tensor,
-    elements: Tensor,
+    elements: Tensor | None,
     keep: Tensor | None,
     weights: Weights,
     rotate: bool,
 ) -> tuple[Tensor, Tensor]:
     """`straight_through` of differentiable operations, for torch.func."""
-    if keep is not None:  # padding may be anything, and 0 * NaN would be its gradient
-        rows = rows.masked_fill(~keep, 0.0)
+    rows = masked(rows, keep)  # padding may be anything, and 0 * NaN would be its gradient
     wide = torch.promote_types(rows.dtype, torch.float32)
     x, q = rows.to(wide), gather(table, index, keep is not None).to(wide)
     code = q.detach()
-    loss = weights.commitment * (x - code).square().sum() / elements
+    loss = (x - code).square().sum() * _per_element(weights.commitment, rows, elements)
     if weights.codebook:
-        loss = loss + weights.codebook * (q - x.detach()).square().sum() / elements
+        error = (q - x.detach()).square().sum()
+        loss = loss + error * _per_element(weights.codebook, rows, elements)
     through = _turned(x, code) if rotate else x
     return (code + (through - through.detach())).to(rows.dtype), loss
 
@@ -158,16 +168,37 @@ def gather(table: Tensor, index: Tensor, masked: bool) -> Tensor:
     return table.index_select(0, index)
 
 
-def rotate_back(grad: Tensor, x: Tensor, q: Tensor, pull: Tensor | None) -> Tensor:
+define(
+    "rotate_back",
+    "(Tensor grad, Tensor rows, Tensor quantized, Tensor? pull, Tensor? keep, float smallest) "
+    "-> Tensor",
+    lambda grad, rows, *_: rows.new_empty(rows.shape),
+    module="_straight_through",
+)
+
+
+def rotate_back(
+    grad: Tensor, rows: Tensor, quantized: Tensor, pull: Tensor | None, keep: Tensor | None
+) -> Tensor:
     r"""R_i^T grad_i + pull * (x_i - q_i) with the R that turns and stretches x_i into q_i.
 
         R = |q| / |x| * (1 - 2 w w^T + 2 q^ x^T),    w = (x^ + q^) / |x^ + q^|,    x^ = x / |x|
 
-    All of it is a sum of grad_i, x_i and q_i with one factor each for a row. Shapes (M, D), and
-    () for pull.
+    All of it is a sum of grad_i, x_i = rows_i and q_i = quantized_i with one factor each for a row.
+    Shapes (M, D), () for pull and (M, 1) for keep; the result is as `rows`, 0 where not kept.
 
     Paper: Fifty et al., Restructuring Vector Quantization with the Rotation Trick, ICLR 2025.
     """
+    kernel = _backend.triton_operator("rotate_back", rows.device, rows.dtype, grad.dtype)
+    if kernel is not None:  # one launch instead of forty
+        return kernel(grad, rows, quantized, pull, keep, EPS)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    turned = _rotate_back(grad.to(wide), rows.to(wide), quantized.to(wide), pull)
+    return masked(turned.to(rows.dtype), keep)
+
+
+def _rotate_back(grad: Tensor, x: Tensor, q: Tensor, pull: Tensor | None) -> Tensor:
+    """`rotate_back` in float32 or float64, without a mask."""
     work = torch.empty_like(x)  # one buffer for all: new memory costs more than a product
 
     def dot(a, b):

@@ -336,15 +336,14 @@ class VectorQuantizer(Quantizer):
         if book.use_cosine_sim:
             error = _squared_chord(distance, lengths.squeeze(-1))
             error = error if keep is None else error.masked_fill(~keep, 0.0)
-        if keep is None:
-            elements = error.new_full((), max(rows.numel(), 1))
-        else:
+        elements = None
+        if keep is not None:
             elements = (keep.sum() * rows.shape[-1]).clamp(min=1).to(error.dtype)
         quantized, loss = straight_through(
             rows,
             codes.flatten(0, 1),
             index,
-            error.sum() / elements,
+            error.sum(),
             elements,
             None if keep is None else keep.unsqueeze(-1),
             self._weights._replace(codebook=0.0) if freeze else self._weights,
@@ -353,7 +352,7 @@ class VectorQuantizer(Quantizer):
         counts = None
         if learn and book.learns:
             # A NaN or an infinity in an average would stay for ever.
-            finite = torch.where(distance.isfinite(), index, -1)
+            finite = torch.where(distance < float("inf"), index, -1)
             counts = book.update(rows, finite, refresh, enabled, accumulate)
         return Chosen(quantized, index, loss, counts)
 
