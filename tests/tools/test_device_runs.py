@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import re
 import subprocess
 import sys
 
@@ -75,3 +76,13 @@ def test_dry_run_of_the_first_minutes_on_a_gpu(tmp_path):
     skipped = dict.fromkeys(("compile", "sanitizer"), "skipped: a dry run")
     assert stages == expected | skipped, done.stdout + done.stderr
     assert done.returncode == 0 and (tmp_path / "out" / "filter.log").read_text()
+
+
+def test_the_first_minutes_on_a_gpu_are_eight():
+    """Stages, and the grace that each has to end in; the sanitizer has two tools."""
+    script = (ROOT / "tools" / "first_gpu.sh").read_text()
+    grace = int(re.search(r"--kill-after=(\d+)", script)[1])
+    real = script.split("if [ $DRY = 1 ]; then")[1].split("\nelse\n")[1]
+    stages = re.findall(r"stage (\S+) (\d+) ", real)
+    times = {name: (int(limit) + grace) * (1 + ("$tool" in name)) for name, limit in stages}
+    assert len(times) > 7 and sum(times.values()) <= 8 * 60, times
