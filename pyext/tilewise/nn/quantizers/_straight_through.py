@@ -72,8 +72,9 @@ class StraightThrough(torch.autograd.Function):
         if any(ctx.needs_input_grad[:2]):
             ctx.written, saved, codes = _watched(quantized, table)
         ctx.save_for_backward(rows, saved, codes, index, keep, elements)
+        loss = squared_error / _count(rows, elements)
         weight = weights.commitment + weights.codebook
-        return quantized, squared_error * _per_element(weight, rows, elements)
+        return quantized, loss if weight == 1 else loss * weight
 
     @staticmethod
     def backward(ctx, grad, grad_loss):
@@ -85,12 +86,12 @@ class StraightThrough(torch.autograd.Function):
         wide = torch.promote_types(rows.dtype, torch.float32)
         d_rows = d_table = pull = error = None
         if grad_loss is not None:
-            pull = grad_loss * _per_element(2 * ctx.weights.commitment, rows, elements)  # ()
+            pull = grad_loss * (2 * ctx.weights.commitment / _count(rows, elements))  # ()
             if need_table or not ctx.rotate or grad is None:
                 error = rows.to(wide) - quantized.to(wide)  # (M, D)
         if need_table and error is not None:
             _, sums = code_sums(error, index, ctx.num_codes)
-            scale = grad_loss * _per_element(2.0, rows, elements)
+            scale = grad_loss * (2 / _count(rows, elements))
             d_table = sums * (scale * -ctx.weights.codebook)
         if need_rows:
             if grad is not None and ctx.rotate:
@@ -104,9 +105,9 @@ class StraightThrough(torch.autograd.Function):
         return d_rows, d_table, None, None, None, None, None, None
 
 
-def _per_element(weight: float, rows: Tensor, elements: Tensor | None) -> Tensor | float:
-    """weight / elements; without these, of all of rows."""
-    return weight / (max(rows.numel(), 1) if elements is None else elements)
+def _count(rows: Tensor, elements: Tensor | None) -> Tensor | int:
+    """elements; without these, how many rows have, at least 1."""
+    return max(rows.numel(), 1) if elements is None else elements
 
 
 def masked(rows: Tensor, keep: Tensor | None) -> Tensor:
@@ -142,10 +143,10 @@ def _differentiable(
     wide = torch.promote_types(rows.dtype, torch.float32)
     x, q = rows.to(wide), gather(table, index, keep is not None).to(wide)
     code = q.detach()
-    loss = (x - code).square().sum() * _per_element(weights.commitment, rows, elements)
+    count = _count(rows, elements)
+    loss = weights.commitment * (x - code).square().sum() / count
     if weights.codebook:
-        error = (q - x.detach()).square().sum()
-        loss = loss + error * _per_element(weights.codebook, rows, elements)
+        loss = loss + weights.codebook * (q - x.detach()).square().sum() / count
     through = _turned(x, code) if rotate else x
     return (code + (through - through.detach())).to(rows.dtype), loss
 
