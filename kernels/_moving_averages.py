@@ -120,6 +120,13 @@ def average_codes(
             tl.store(code_ptr + at, mean / divisor[:, None], mask=write[:, None] & columns)
 
 
+def strides(x: Tensor | None) -> tuple[int, int]:
+    """Of heads and codes; one head has 0, whatever its size, so that sizes share binaries."""
+    if x is None:
+        return 0, 0
+    return x.stride(0) if len(x) > 1 else 0, x.stride(1)
+
+
 def moving_averages(
     cluster_size: Tensor, embed_avg: Tensor, embed: Tensor, counts: Tensor | None,
     sums: Tensor | None, enabled: Tensor | None, weight: float, eps: float, refresh: bool,
@@ -146,7 +153,7 @@ def moving_averages(
         totals = embed.new_empty(heads, blocks, dtype=torch.float64)
         average_sizes[(heads * blocks,)](
             cluster_size, counts, flag, totals, codes,
-            *((0, 0) if counts is None else counts.stride()), weight, BLOCK=BLOCK,
+            *strides(counts), weight, BLOCK=BLOCK,
         )
         if sums is not None and sums.stride(2) != 1:
             sums = sums.contiguous()
@@ -154,7 +161,7 @@ def moving_averages(
         rows = (INTERPRETER_ELEMENTS if arch == "interpreter" else ELEMENTS) // cols
         average_codes[(heads * triton.cdiv(codes, rows),)](
             embed_avg, embed, sums, cluster_size, totals, flag, codes, blocks, dim,
-            *((0, 0) if sums is None else sums.stride()[:2]), weight, eps, smallest,
+            *strides(sums), weight, eps, smallest,
             REFRESH=refresh, COSINE=cosine, ROWS=rows, COLS=cols,
         )
         increment_version([cluster_size, embed_avg, embed])

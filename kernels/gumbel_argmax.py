@@ -75,7 +75,7 @@ def select_from_blocks(
     z = perturbed(
         x_ptr, tl.load(seed_ptr), row, row_offset, first, rows, cols, row_stride, col_stride, COLS,
     )
-    z = tl.where(z == z, z, float("-inf"))  # NaN never wins
+    z = tl.where(z == z, z, float("-inf"))
     at = tl.program_id(0).to(tl.int64) * k
     col = first + tl.arange(0, COLS)[None, :]
     store_largest(z, col, z_ptr + at, index_ptr + at, k, LAST)
