@@ -148,10 +148,10 @@ def log_softmax_at(
         pick = first + tl.arange(0, PICKED)[None, :]
         keep = (row < rows)[:, None] & (pick < k)
         place = row[:, None] * k + pick
-        col = tl.load(index_ptr + place, mask=keep, other=0)
-        ptr = x_ptr + row[:, None] * row_stride + col * col_stride
-        x = tl.load(ptr, mask=keep, other=0.0).to(tl.float32)
-        tl.store(value_ptr + place, x - top[:, None] - log_total[:, None], mask=keep)
+        picked = tl.load(index_ptr + place, mask=keep, other=0)
+        ptr = x_ptr + row[:, None] * row_stride + picked * col_stride
+        chosen = tl.load(ptr, mask=keep, other=0.0).to(tl.float32)
+        tl.store(value_ptr + place, chosen - top[:, None] - log_total[:, None], mask=keep)
 
 
 def log_softmax(x: Tensor, index: Tensor, arch: str) -> Tensor:
