@@ -45,6 +45,9 @@ vae: build  ## train VAEs and a GAN on digits, our sampling beside eager operati
 blip: build  ## train BLIP on scenes: search, matching, captions, answers, and a pool that it cleans
 	$(PY) -m examples.blip
 
+recipes: build  ## run all examples, and collect tables and pictures in out/recipes/index.html
+	$(PY) -m examples.recipes
+
 test: build  ## run the tests, on every core
 	$(PY) -m pytest -n auto -m "not slow"
 

@@ -31,6 +31,12 @@ from examples.common.retrieval import chance, nearest_pixel, recall
 from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, score
 from examples.common.training import Batches, Run, arguments, optimize, progress, train
 
+NEXT = (
+    "Next: python -m examples.bias (what b is), python -m examples.dfn (better data), "
+    "python -m examples.cheaper (cheaper training); examples/README.md has all, `make recipes` "
+    "runs them."
+)
+
 
 class SigLipRun(Run):
     """Nothing but the loss function differs between two runs of one seed.
@@ -153,6 +159,16 @@ def main(argv: list[str] | None = None) -> dict:
         return run(args, place)
 
 
+def _opening(args: argparse.Namespace) -> str:
+    """What is about to happen."""
+    both = " with the fused loss and, in turn with it, with the eager one," * (args.loss == "both")
+    large = f", then the text tower goes on with {args.large_batch:,} scenes a step"
+    return (
+        f"In {args.steps} steps two small towers learn{both} to find each other's match among "
+        f"pictures and captions{large * bool(args.large_steps)}."
+    )
+
+
 def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     """Trains, measures and reports; several processes train one run, which the first reports."""
     if place.size > 1:
@@ -162,6 +178,7 @@ def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     console.quiet = place.rank > 0
     by = f" by {place.size} processes" if place.size > 1 else ""
     console.print(f"[bold]SigLIP[/]{by} on {report.machine(args.device)}")
+    console.print(_opening(args))
     seen, heldout = split()
     console.print(
         f"{len(pairs().captions)} pictures, {len(seen.captions)} different ones to train on, "
@@ -203,7 +220,7 @@ def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     siglip_report.sheet(heldout, score(kept, heldout, words), args.out / "retrieval.png")
     (args.out / "history.json").write_text(json.dumps(results))
     report.finish(
-        console, args.out, ["curves.png", "retrieval.png"], siglip_report.value(results)
+        console, args.out, ["curves.png", "retrieval.png"], siglip_report.value(results), then=NEXT
     )
     return results
 

@@ -6,6 +6,7 @@ so captions are compositional: "man with dark skin, rocket" is an astronaut.
 
     images, captions = pairs()        # every picture: uint8 (N, 3, 64, 64) and N captions
     train, heldout = split()          # two Pairs; no held-out combination occurs in train
+    validation, test = split_heldout()
     many = scenes(16384, seed=0)      # two to four pictures on one canvas, no caption twice
     train, heldout = split_digits()   # handwritten digits, uint8 (N, 1, 28, 28)
 
@@ -219,6 +220,16 @@ def split() -> tuple[Pairs, Pairs]:
     everything = pairs()
     train, heldout = _split_rows()
     return everything.take(train), everything.take(heldout)
+
+
+def split_heldout(most: int | None = None) -> tuple[Pairs, Pairs]:
+    """(validation, test): a third of the held-out pairs to choose by, and the others to look at
+    once; the first `most` of each."""
+    _, heldout = split()
+    chosen = [fraction(f"validation: {text}") < 1 / 3 for text in heldout.captions]
+    parts = ([i for i, own in enumerate(chosen) if own == part][:most] for part in (True, False))
+    validation, test = (heldout.take(rows) for rows in parts)
+    return validation, test
 
 
 # ---- digits

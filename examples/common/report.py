@@ -48,6 +48,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{milliseconds:.3g} ms"
 
 
+def minutes(seconds: float) -> str:
+    """3 min 22 s, 41 s."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole} min {rest} s" if whole else f"{rest} s"
+
+
 def two_errors(values: list[float]) -> tuple[float, float]:
     """The mean and two standard errors of it."""
     if len(values) < 2:
@@ -62,9 +68,12 @@ def percent(values: list[float], sign: str = "") -> str:
 
 
 def verdict(differences: list[float]) -> str:
-    """Better or worse by more than two standard errors, or not to be told apart."""
+    """Better or worse by more than two standard errors, or not to be told apart; of one run
+    nothing can be said."""
     mean, errors = two_errors(differences)
-    if not abs(mean) > errors:
+    if math.isnan(errors):
+        return ""
+    if abs(mean) <= errors:
         return "equal"
     return "better" if mean > 0 else "worse"
 
@@ -102,9 +111,11 @@ def machine(device: str = "cpu") -> str:
 
 
 def finish(
-    printed: Console, folder: Path, pictures: list[str], value: str, history: object = None
-) -> None:
-    """Says where the pictures are and, last, in one sentence what the run was good for.
+    printed: Console, folder: Path, pictures: list[str], value: str, history: object = None,
+    then: str = "",
+) -> None:  # fmt: skip
+    """Says where the pictures are, in one sentence what the run was good for, and what to run
+    `then`.
 
     What was printed is kept in report.txt, and `history`, numbers in lists and dicts, as JSON.
     """
@@ -112,4 +123,6 @@ def finish(
         (folder / "history.json").write_text(json.dumps(history))
     printed.print("Pictures: " + ", ".join(str(folder / name) for name in pictures))
     printed.print(f"[bold]{value}[/]")
+    if then:
+        printed.print(then)
     printed.save_text(str(folder / "report.txt"), clear=False)

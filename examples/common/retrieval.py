@@ -36,6 +36,11 @@ def recall(image_to_text: torch.Tensor, text_to_image: torch.Tensor | None = Non
     return Recall(*(recall_at(k, scores) for scores in (image_to_text, back) for k in (1, 5)))
 
 
+def both(found: Recall) -> float:
+    """Recall@1, mean of the two directions."""
+    return (found[0] + found[2]) / 2
+
+
 def chance(count: int) -> Recall:
     return Recall(1 / count, 5 / count, 1 / count, 5 / count)
 

@@ -107,6 +107,13 @@ def split() -> Split:
     return Split(train, validation, test)
 
 
+def labels(captions: list[str]) -> torch.Tensor:
+    """int64 (N,): the class of each of `data.pairs()`'s captions, or -1."""
+    everything, _ = _all()
+    known = dict(zip(everything.captions, everything.labels.tolist(), strict=True))
+    return torch.tensor([known.get(text, -1) for text in captions])
+
+
 # ---- line drawings
 
 

@@ -68,6 +68,45 @@ class ImageTower(nn.Module):
         return F.normalize(self.head(self.features(images)), dim=1)
 
 
+class PatchTower(nn.Module):
+    """A small ViT: uint8 (B, 3, size, size) -> unit rows (B, dim).
+
+    Args:
+        drop: share of the patches that are left out while training, drawn anew for each picture
+            from torch's generator. Nothing is computed for them (FLIP, arXiv 2212.00794).
+    """
+
+    def __init__(self, dim: int = 128, size: int = 64, width: int = 64, depth: int = 2,
+                 patch: int = 8, drop: float = 0.0):  # fmt: skip
+        super().__init__()
+        self.side, self.drop = patch, drop
+        self.patch = nn.Linear(3 * patch**2, width)
+        self.position = nn.Parameter(torch.randn((size // patch) ** 2, width) * 0.02)
+        self.blocks = nn.Sequential(*[
+            nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu",
+                                       batch_first=True, norm_first=True)
+            for _ in range(depth)
+        ], nn.LayerNorm(width))  # fmt: skip
+        self.head = nn.Linear(width, dim)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What comes before the head, (B, width)."""
+        count, grid, side = len(images), images.shape[-1] // self.side, self.side
+        patches = images.reshape(count, 3, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(count, grid**2, -1)  # uint8 (B, P, 3 * side^2)
+        position = self.position.expand(count, -1, -1)
+        if self.training and self.drop:
+            order = torch.rand(patches.shape[:2]).argsort(1).to(images.device)
+            kept = order[:, : round(grid**2 * (1 - self.drop)), None]
+            patches = patches.take_along_dim(kept, 1)
+            position = position.take_along_dim(kept, 1)
+        x = self.patch(patches.float() / 127.5 - 1) + position  # (B, kept, width)
+        return self.blocks(x).mean(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.head(self.features(images)), dim=1)
+
+
 class TextTower(nn.Module):
     """int64 (B, L) word indices -> unit rows (B, dim).
 

@@ -34,14 +34,14 @@ Found = TypeVar("Found")
 
 
 class Batches:
-    """Batch `step` of a seeded run: single pictures, then scenes or painted glyphs, all with
-    different captions.
+    """Batch `step` of a seeded run: single pictures, then scenes or painted glyphs where there are
+    any, all with different captions.
 
     A batch depends on the seed and its number alone, so a resumed run goes on with the very same
     batches and no state of a random generator has to be kept.
     """
 
-    def __init__(self, train: Pairs, scenes: Scenes | Painted, per_batch: tuple[int, int],
+    def __init__(self, train: Pairs, scenes: Scenes | Painted | None, per_batch: tuple[int, int],
                  words: Words, seed: int):  # fmt: skip
         self.train, self.scenes, self.words, self.seed = train, scenes, words, seed
         self.singles, self.drawn = per_batch
@@ -57,8 +57,10 @@ class Batches:
         epoch, i = divmod(step, len(self.train.captions) // self.singles)
         order = torch.randperm(len(self.train.captions), generator=self._generator("epoch", epoch))
         singles = self.train.take(order[i * self.singles : (i + 1) * self.singles].tolist())
-        rows = slice(step * self.drawn, (step + 1) * self.drawn)
         shifted = shift(singles.images, self._generator("shift", step))
+        if self.scenes is None:
+            return shifted, self.words(singles.captions)
+        rows = slice(step * self.drawn, (step + 1) * self.drawn)
         images = torch.cat([shifted, self.scenes.draw(rows)])
         return images, self.words(singles.captions + self.scenes.captions[rows])
 
@@ -143,7 +145,10 @@ class Run:
             self.save()
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The optimizer's state too, two thirds of it all, as long as there are steps to come."""
+        ended = self.done == self.steps
+        optimizer = None if ended else self.optimizer.state_dict()
+        state = {"model": self.model.state_dict(), "optimizer": optimizer}
         save_atomically({**state, "settings": self.settings, "history": self.history}, self.path)
 
     def load(self) -> None:
@@ -154,7 +159,8 @@ class Run:
                 f"{self.path} belongs to a run with {state['settings']}, this one: {self.settings}"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
 
 
