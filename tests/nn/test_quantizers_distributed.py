@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 import tilewise as tw
 from tests.common.processes import OF_PROCESSES, processes
-from tests.common.quantizer_cases import CLOSE, HEADS, quantizer, residual, rows
+from tests.common.quantizer_cases import CLOSE, HEADS, grouped, quantizer, residual, rows
 
 pytestmark = OF_PROCESSES
 
@@ -132,9 +132,9 @@ def test_codebooks_do_not_drift(wrapped):
         assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
 
 
-def exchanges(settings: dict) -> int:
+def exchanges(make, settings: dict) -> int:
     """How many reductions a step takes, after the first one."""
-    module = quantizer(**settings)
+    module = make(**settings)
     module(rows(9, 16))
     count, real = 0, dist.all_reduce
 
@@ -151,10 +151,12 @@ def exchanges(settings: dict) -> int:
     return count
 
 
-def test_a_step_is_one_exchange():
+@pytest.mark.parametrize("make", [quantizer, residual, grouped])
+def test_a_step_is_one_exchange(make):
     """Two more where codes are revived: which rows there are, and those that are chosen."""
-    assert processes().run(2, exchanges, {}) == [1, 1]
-    assert processes().run(2, exchanges, dict(threshold_ema_dead_code=2.0)) == [3, 3]
+    assert processes().run(2, exchanges, make, {}) == [1, 1]
+    assert processes().run(2, exchanges, make, dict(threshold_ema_dead_code=2.0)) == [3, 3]
+
 
 
 # Noise

@@ -18,7 +18,7 @@ from tests.common.quantizer_cases import (
     rows,
 )
 from tilewise import _backend
-from tilewise.nn.quantizers._sampling import sample_rows
+from tilewise.nn.quantizers._sampling import Wanted, sample_rows
 
 
 def gumbel(**settings):
@@ -274,7 +274,8 @@ def test_print_shows_sizes(name):
 
 def test_as_many_codes_as_rows_get_each_of_them():
     x, valid = rows(20, 3), torch.arange(20) % 5 > 0  # 8 of each head
-    samples, found, _ = sample_rows(x, valid, torch.ones(2, 8, dtype=torch.bool), sync=False)
+    wanted = Wanted(x, valid, torch.ones(2, 8, dtype=torch.bool))
+    ((samples, found, _),) = sample_rows([wanted], sync=False)
     assert found.all()
     for head in range(2):
         match = (samples[head][:, None] == x[head::2][valid[head::2]]).all(-1)

@@ -17,6 +17,7 @@ from tests.common.quantizer_cases import (
     rows,
     step,
 )
+from tilewise.nn.quantizers._sampling import Wanted, sample_rows
 
 
 @pytest.mark.parametrize("settings", [
@@ -151,6 +152,26 @@ def test_masked_rows_have_no_part(make, keep):
     torch.testing.assert_close(loss, loss_alone)
     assert torch.equal(q[~mask], torch.zeros_like(x[~mask]) if keep else x[~mask])
     assert_same_state(ours, alone)
+
+
+def test_layers_teach_a_shared_codebook_in_turn():
+    """A code that is dead after one layer's rows is replaced before the next layer counts."""
+    module = residual(shared_codebook=True, threshold_ema_dead_code=1.0)
+    other = copy.deepcopy(module)
+    x = rows(20, 16)
+    torch.manual_seed(1)
+    module(x)
+    book = other.layers[0]._codebook
+    choices = other.choose(x, None, None, None, None).choices
+    torch.manual_seed(1)
+    for lesson in (chosen.lesson for chosen in choices):
+        book.average(lesson.counts, lesson.sums, refresh=False)
+        wanted = Wanted(lesson.rows, lesson.flat_index >= 0, book.dead(None))
+        assert wanted.codes.any()
+        (sample,) = sample_rows([wanted], sync=False)
+        book.replace(sample.found, sample.rows)
+    book.refresh()
+    assert_same_state(module, other)
 
 
 def test_shared_codebook_revives_dead_codes():

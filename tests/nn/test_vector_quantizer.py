@@ -22,7 +22,7 @@ from tests.common.quantizer_cases import (
     step,
 )
 from tilewise import _backend
-from tilewise.nn.quantizers import _codebook
+from tilewise.nn.quantizers import _codebook, _sampling
 from tilewise.nn.quantizers._sampling import systematic_sample
 
 # Against lucidrains
@@ -83,9 +83,8 @@ def test_kmeans_equals_lucidrains(cosine, monkeypatch):
     x, start = rows(200, 16), rows(1, 12, 16, seed=1)
     if cosine:
         x, start = F.normalize(x, dim=-1), F.normalize(start, dim=-1)
-    found = torch.ones(1, 12, 1, dtype=torch.bool)
-    total = torch.tensor([200])
-    monkeypatch.setattr(_codebook, "sample_rows", lambda *_, **__: (start, found, total))
+    sample = _sampling.Sample(start, torch.ones(1, 12, 1, dtype=torch.bool), torch.tensor([200]))
+    monkeypatch.setattr(_codebook, "sample_rows", lambda *_, **__: [sample])
     ours = quantizer(codebook_size=12, kmeans_init=True, kmeans_iters=5, use_cosine_sim=cosine)
     ours._codebook.initialise(x, None)
     means, bins = peer.kmeans(x[None], 12, 5, cosine, sample_fn=lambda *_: start)

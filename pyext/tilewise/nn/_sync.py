@@ -28,6 +28,16 @@ def all_reduce(x: Tensor, sync: bool) -> None:
         dist.all_reduce(x)
 
 
+def summed(parts: list[Tensor], sync: bool) -> list[Tensor]:
+    """Each part, all of one dtype, summed over the processes; one collective for all."""
+    if world_size(sync) == 1 or not parts:
+        return parts
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    all_reduce(flat, sync)
+    sizes = [part.numel() for part in parts]
+    return [x.view(part.shape) for x, part in zip(flat.split(sizes), parts, strict=True)]
+
+
 def all_gather(x: Tensor) -> Tensor:
     """The rows of all processes, in their order; each must have the same number of rows."""
     world = world_size(sync=True)

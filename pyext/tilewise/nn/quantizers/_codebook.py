@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tilewise import _backend
 from tilewise.nn import _sync
 from tilewise.nn._precision import without_halving
-from tilewise.nn.quantizers._sampling import by_head, sample_rows
+from tilewise.nn.quantizers._sampling import Wanted, by_head, sample_rows
 from tilewise.nn.quantizers._unit import EPS, unit
 from tilewise.ops._register import define
 from tilewise.ops.code_sums import code_sums
@@ -172,51 +172,38 @@ class Codebook(nn.Module):
         self, rows: Tensor, valid: Tensor, wanted: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (H, K, D), their rows (H, K), and how many rows there were (H)."""
-        samples, found, total = sample_rows(rows, valid, wanted, self.sync, repeat=True)
-        codes = torch.where(found, samples.to(self.embed.dtype), self.embed)
+        (sample,) = sample_rows([Wanted(rows, valid, wanted)], self.sync, repeat=True)
+        codes = torch.where(sample.found, sample.rows.to(self.embed.dtype), self.embed)
         counts = torch.ones_like(self.cluster_size)
         for _ in range(self.kmeans_iters):
             index, _ = self.search(rows, valid, codes)
-            counts, sums = self._reduced_sums(*self._sums(rows, index))
+            counts, sums = self.sums(rows, index)
+            counts, sums = _sync.summed([counts.to(sums.dtype), sums], self.sync)
             means = sums / counts.clamp(min=1).unsqueeze(-1)
             codes = torch.where(counts.unsqueeze(-1) > 0, self._normal(means), codes)
-        return codes, counts, total
+        return codes, counts, sample.total
 
     @torch.no_grad()
-    def update(
+    def average(
         self,
-        rows: Tensor,
-        index: Tensor,
+        counts: Tensor,
+        sums: Tensor,
         refresh: bool = True,
         enabled: Tensor | None = None,
         accumulate: bool = False,
-    ) -> Tensor:
-        """One step of learning from rows (M, D) with flat indices (M), -1 to leave a row out.
+    ) -> None:
+        """Moves the averages by counts (H, K) and sums (H, K, D), those of all processes.
 
         Args:
             refresh: whether codes follow their averages at once, or when `refresh` is called.
             enabled: () bool; False changes nothing.
-            accumulate: only adds the rows to those of the next step.
-
-        Returns:
-            How many rows of this process each code got, (H, K).
+            accumulate: only adds them to those of the next step.
         """
-        rows = rows.detach()
-        local_counts, sums = self._sums(rows, index)
-        counts, sums = self._reduced_sums(local_counts, sums)
         if accumulate or self.pending is not None:
             counts, sums = self._accumulated(counts, sums, accumulate)
         if accumulate:
-            return local_counts
-        self._average(counts, sums, self.ema_update and refresh, enabled)
-        if self.threshold_ema_dead_code > 0:
-            self._revive(rows, index >= 0, enabled)
-        return local_counts
-
-    def _average(
-        self, counts: Tensor, sums: Tensor, refresh: bool, enabled: Tensor | None
-    ) -> None:
-        """Moves the averages by counts (H, K) and sums (H, K, D); codes follow with `refresh`."""
+            return
+        refresh = refresh and self.ema_update
         if self._averaged_by_kernel(counts, sums, refresh, enabled):
             return
         weight = 1 - self.decay if enabled is None else (1 - self.decay) * enabled
@@ -251,36 +238,29 @@ class Codebook(nn.Module):
         codes = self._normal(self.embed_avg / size.unsqueeze(-1))
         self.embed.copy_(codes if enabled is None else torch.where(enabled, codes, self.embed))
 
-    def _revive(self, rows: Tensor, valid: Tensor, enabled: Tensor | None) -> None:
-        """Puts rows of this batch in the place of codes that hardly any row chooses.
+    def dead(self, enabled: Tensor | None) -> Tensor:
+        """(H, K) bool: codes that hardly any row chooses; none where `enabled` is False."""
+        dead = self.cluster_size < self.threshold_ema_dead_code
+        return dead if enabled is None else dead & enabled
+
+    @torch.no_grad()
+    def replace(self, found: Tensor, rows: Tensor) -> None:
+        """Puts rows (H, K, D) in the place of codes, where found (H, K, 1).
 
         Their statistics restart with them: an old average would pull the code back.
         """
-        dead = self.cluster_size < self.threshold_ema_dead_code  # (H, K)
-        if enabled is not None:
-            dead = dead & enabled
-        samples, found, _ = sample_rows(rows, valid, dead, self.sync)
-        samples = samples.to(self.embed.dtype)
+        rows = rows.to(self.embed.dtype)
         weight = float(self.threshold_ema_dead_code)
-        self.embed.copy_(torch.where(found, samples, self.embed))
-        self.embed_avg.copy_(torch.where(found, samples * weight, self.embed_avg))
+        self.embed.copy_(torch.where(found, rows, self.embed))
+        self.embed_avg.copy_(torch.where(found, rows * weight, self.embed_avg))
         size = torch.where(found.squeeze(-1), weight, self.cluster_size)
         self.cluster_size.copy_(size)
 
-    def _sums(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (H, K) and sums (H, K, D) of this process's rows."""
         h, k, d = self.embed.shape
         counts, sums = code_sums(rows, index, h * k)
         return counts.view(h, k), sums.view(h, k, d)
-
-    def _reduced_sums(self, counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The same over all processes."""
-        if _sync.world_size(self.sync) == 1:
-            return counts, sums
-        # In one exchange, as numbers of the sums' dtype: exact below 2^24 rows a code.
-        flat = torch.cat([counts.to(sums.dtype).unsqueeze(-1), sums], dim=-1)
-        _sync.all_reduce(flat, self.sync)
-        return flat[..., 0], flat[..., 1:]
 
     def _accumulated(self, counts: Tensor, sums: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """Counts and sums with those that are pending, which they become or end."""

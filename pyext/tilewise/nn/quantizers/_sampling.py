@@ -1,5 +1,8 @@
 """Random rows of a batch, of any process, without looking at a value on the host."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,32 +14,47 @@ def by_head(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0] // heads, heads, *x.shape[1:]).transpose(0, 1).contiguous()
 
 
-def sample_rows(
-    rows: Tensor, valid: Tensor, wanted: Tensor, sync: bool, repeat: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A random valid row, of any process, for each wanted code; no row twice.
+class Wanted(NamedTuple):
+    """Codes of a codebook that a row is to be drawn for."""
+
+    rows: Tensor  # (M, D)
+    valid: Tensor  # (M) bool
+    codes: Tensor  # (H, K) bool
+
+
+class Sample(NamedTuple):
+    """Rows for codes of a codebook."""
+
+    rows: Tensor  # (H, K, D), 0 where there is none
+    found: Tensor  # (H, K, 1) bool
+    total: Tensor  # (H), how many valid rows all processes have
+
+
+def sample_rows(wanted: Sequence[Wanted], sync: bool, repeat: bool = False) -> list[Sample]:
+    """For each codebook a random valid row, of any process, for each wanted code; no row twice.
+
+    However many codebooks there are, processes exchange twice.
 
     Args:
-        rows, valid: (M, D), and (M) bool.
-        wanted: (H, K) bool.
-        sync: whether processes share the codebook.
+        wanted: of each codebook.
+        sync: whether processes share the codebooks.
         repeat: whether rows serve twice where there are fewer than codes; else these codes
             get none.
-
-    Returns:
-        Rows (H, K, D), whether there is one (H, K, 1), and how many valid rows all processes
-        have, (H).
     """
-    valid = by_head(valid, len(wanted))  # (H, N)
-    count = valid.sum(-1)  # (H)
-    draws = torch.randint(2**62, (2, len(count)), device=rows.device)
+    valid = [by_head(one.valid, len(one.codes)) for one in wanted]  # (H, N) each
+    heads = [len(one.codes) for one in wanted]
+    count = torch.cat([x.sum(-1) for x in valid])
+    draws = torch.randint(2**62, (2, len(count)), device=count.device)
     total, first, draws = _sync.number_rows(count, draws, sync)
-    position = systematic_sample(wanted, total.unsqueeze(-1), draws.unsqueeze(-1), repeat)
-    found = (position >= 0).unsqueeze(-1)
-    samples = _rows_at(rows, valid, position - first.unsqueeze(-1))
-    samples = torch.where(found, samples, 0.0).contiguous()
-    _sync.all_reduce(samples, sync)
-    return samples, found, total
+    numbers = zip(total.split(heads), first.split(heads), draws.split(heads, 1), strict=True)
+    samples = []
+    for one, here, (total, first, draws) in zip(wanted, valid, numbers, strict=True):
+        place = systematic_sample(one.codes, total.unsqueeze(-1), draws.unsqueeze(-1), repeat)
+        found = (place >= 0).unsqueeze(-1)
+        rows = _rows_at(one.rows, here, place - first.unsqueeze(-1))
+        samples.append(Sample(torch.where(found, rows, 0.0), found, total))
+    summed = _sync.summed([sample.rows for sample in samples], sync)
+    return [sample._replace(rows=x) for sample, x in zip(samples, summed, strict=True)]
 
 
 def _rows_at(rows: Tensor, valid: Tensor, position: Tensor) -> Tensor:

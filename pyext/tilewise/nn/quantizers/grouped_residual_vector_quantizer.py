@@ -96,11 +96,11 @@ class GroupedResidualVectorQuantizer(Quantizer):
         groups, channels = self._groups(), self._layout.channels
         last = groups[0].draw_last(x.device, freeze_codebook)
         parts = zip(groups, x.chunk(self.groups, dim=channels), strict=True)
+        found = [rvq.choose(part, last, mask, lens, freeze_codebook) for rvq, part in parts]
+        ResidualVectorQuantizer.learn_together(groups, found)
         results = [
-            rvq.quantize(
-                part, last, mask, lens, freeze_codebook, return_all_codes, return_usage
-            )
-            for rvq, part in parts
+            rvq.give(one, return_all_codes, return_usage)
+            for rvq, one in zip(groups, found, strict=True)
         ]
         quantized, indices, losses, *more = zip(*results, strict=True)
         extra = [torch.stack(x) if isinstance(x[0], Tensor) else x for x in more]

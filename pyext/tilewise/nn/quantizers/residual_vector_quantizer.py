@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tilewise.nn import _sync
 from tilewise.nn.quantizers._base import ANY, Quantizer, code_indices, refuse_options
+from tilewise.nn.quantizers._learning import learn
 from tilewise.nn.quantizers._projection import project, projections
 from tilewise.nn.quantizers.vector_quantizer import Chosen, VectorQuantizer
 from tilewise.ops import _arguments
@@ -33,6 +34,15 @@ CALL_OPTIONS = dict(
     rand_quantize_dropout_fixed_seed=None,
     sample_codebook_temp=ANY,
 )
+
+
+class Found(NamedTuple):
+    """What all layers chose for x (B, ..., dim) with mask (B, ...), and the sum (B, ..., D)."""
+
+    x: Tensor
+    mask: Tensor | None
+    total: Tensor
+    choices: list[Chosen]
 
 
 class ResidualVectorQuantizer(Quantizer):
@@ -74,8 +84,9 @@ class ResidualVectorQuantizer(Quantizer):
     are computed and thrown away, because a graph has a fixed number of layers; dead codes of a
     shared codebook are replaced by rows of each layer in turn.
 
-    Cost: Q times that of `VectorQuantizer`. In a distributed run with quantize_dropout, the first
-    call waits for the GPU once, to agree on a seed.
+    Cost: Q times that of `VectorQuantizer`. Processes of a distributed run exchange the statistics
+    of all layers at once, and twice more where dead codes are replaced. With quantize_dropout, the
+    first call waits for the GPU once, to agree on a seed.
 
     Paper: Zeghidour et al., SoundStream: An End-to-End Neural Audio Codec, 2021.
     """
@@ -189,9 +200,9 @@ class ResidualVectorQuantizer(Quantizer):
         """
         refuse_options(options, CALL_OPTIONS)
         last = self.draw_last(x.device, freeze_codebook)
-        return self.quantize(
-            x, last, mask, lens, freeze_codebook, return_all_codes, return_usage
-        )
+        found = self.choose(x, last, mask, lens, freeze_codebook)
+        self.learn_together([self], [found])
+        return self.give(found, return_all_codes, return_usage)
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """The code of each layer, zeros for -1 and for layers that indices lack.
@@ -210,17 +221,15 @@ class ResidualVectorQuantizer(Quantizer):
         codes = total.to(self._quantizers()[0]._codebook.dtype)
         return self._layout.restore(project(self.project_out, codes))
 
-    def quantize(
+    def choose(
         self,
         x: Tensor,
         last: int | Tensor | None,
         mask: Tensor | None,
         lens: Tensor | None,
         freeze_codebook: bool | None,
-        return_all_codes: bool,
-        return_usage: bool,
-    ) -> "Quantized":
-        """`forward`, with the last layer that is kept as `draw_last` says."""
+    ) -> Found:
+        """The first part of `forward`: the codes, with the last layer that `draw_last` keeps."""
         x, mask = self._take(x, mask, lens)  # (B, ..., dim)
         keep = None if mask is None else mask.reshape(-1)
         inner = project(self.project_in, x)  # (B, ..., D)
@@ -228,8 +237,28 @@ class ResidualVectorQuantizer(Quantizer):
         rows = inner.reshape(-1, self.codebook_dim)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         total, choices = self._run(rows, keep, last, freeze_codebook)
+        return Found(x, mask, total.view(inner.shape).to(inner.dtype), choices)
 
-        quantized = project(self.project_out, total.view(inner.shape).to(inner.dtype))
+    @staticmethod
+    def learn_together(
+        quantizers: "Sequence[ResidualVectorQuantizer]", found: Sequence[Found]
+    ) -> None:
+        """The step of learning of quantisers with equal settings: processes exchange once for all.
+
+        Codes that are shared by layers follow their averages at the end.
+        """
+        shared = quantizers[0].shared_codebook
+        lessons = [[chosen.lesson for chosen in one.choices] for one in found]
+        learn([lesson for layers in lessons for lesson in layers], refresh=not shared)
+        for quantizer, layers in zip(quantizers, lessons, strict=True):
+            book = quantizer._quantizers()[0]._codebook
+            if shared and book.ema_update and any(lesson is not None for lesson in layers):
+                book.refresh()
+
+    def give(self, found: Found, return_all_codes: bool, return_usage: bool) -> "Quantized":
+        """The last part of `forward`: what it returns."""
+        x, mask, total, choices = found
+        quantized = project(self.project_out, total)
         quantized = self._give(quantized, x, mask, not self.return_zeros_for_masked_padding)
         indices = torch.stack([chosen.flat_index for chosen in choices], -1)
         indices = indices.view(*x.shape[:-1], self.num_quantizers)  # (B, ..., Q)
@@ -274,15 +303,12 @@ class ResidualVectorQuantizer(Quantizer):
                 choices.append(_nothing(rows))
                 continue
             enabled = number <= last if isinstance(last, Tensor) else None
-            chosen = layer.choose(rows, keep, freeze, not self.shared_codebook, enabled)
+            chosen = layer.choose(rows, keep, freeze, enabled)
             if enabled is not None:
                 chosen = _only_if(enabled, chosen)
             total = total + chosen.quantized
             rows = rows - self._passed_on(chosen.quantized)
             choices.append(chosen)
-        learn = self.training and not freeze
-        if self.shared_codebook and learn and layers[0]._codebook.ema_update:
-            layers[0]._codebook.refresh()
         return total, choices
 
     def _passed_on(self, quantized: Tensor) -> Tensor:
@@ -336,9 +362,10 @@ def _nothing(rows: Tensor) -> Chosen:
 
 def _only_if(enabled: Tensor, chosen: Chosen) -> Chosen:
     """The choice of a layer, or nothing, by a () bool."""
+    lesson = chosen.lesson
     return Chosen(
         torch.where(enabled, chosen.quantized, 0.0),
         torch.where(enabled, chosen.flat_index, -1),
         torch.where(enabled, chosen.loss, 0.0),
-        None if chosen.counts is None else chosen.counts * enabled,
+        None if lesson is None else lesson._replace(counts=lesson.counts * enabled),
     )

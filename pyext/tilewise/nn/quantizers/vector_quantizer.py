@@ -13,6 +13,7 @@ from tilewise.nn.quantizers._base import (
     refuse_options,
 )
 from tilewise.nn.quantizers._codebook import Codebook
+from tilewise.nn.quantizers._learning import Lesson, learn, lesson
 from tilewise.nn.quantizers._projection import project, projections
 from tilewise.nn.quantizers._straight_through import Weights, gather, straight_through
 from tilewise.nn.quantizers._unit import EPS, unit_rows
@@ -63,13 +64,13 @@ class Chosen(NamedTuple):
     """What one choice of codes gives for rows (M, D).
 
     quantized: (M, D). flat_index: (M) int64, h * K + k with several codebooks, -1 where masked.
-    loss: () float32. counts: (H, K) int64, or None where nothing was learned.
+    loss: () float32. lesson: what the codebook has yet to learn, None where that is nothing.
     """
 
     quantized: Tensor
     flat_index: Tensor
     loss: Tensor
-    counts: Tensor | None
+    lesson: Lesson | None
 
 
 class VectorQuantizer(Quantizer):
@@ -271,7 +272,8 @@ class VectorQuantizer(Quantizer):
         if mask is not None:
             keep = mask.reshape(-1, 1).expand(-1, self.heads).reshape(-1)  # (M)
         freeze = self.freezes(freeze_codebook)
-        chosen = self.choose(rows, keep, freeze, accumulate=accum_ema_update)
+        chosen = self.choose(rows, keep, freeze)
+        learn([chosen.lesson], accumulate=accum_ema_update)
 
         quantized = project(self.project_out, chosen.quantized.view(inner.shape))
         quantized = self._give(quantized, x, mask, not self.return_zeros_for_masked_padding)
@@ -305,30 +307,24 @@ class VectorQuantizer(Quantizer):
         return self.freeze_codebook if freeze_codebook is None else freeze_codebook
 
     def choose(
-        self,
-        rows: Tensor,
-        keep: Tensor | None,
-        freeze: bool,
-        refresh: bool = True,
-        enabled: Tensor | None = None,
-        accumulate: bool = False,
+        self, rows: Tensor, keep: Tensor | None, freeze: bool, enabled: Tensor | None = None
     ) -> Chosen:
-        """Codes for rows (M, D), where keep (M) is not False; then a step of learning.
+        """Codes for rows (M, D), where keep (M) is not False, and what there is to learn.
 
-        A part of `forward`, for quantisers that are made of several.
+        A part of `forward`, for quantisers that are made of several; `learn` has to follow.
 
         Args:
             freeze: whether codes neither learn nor get a gradient.
-            refresh, enabled, accumulate: as in `Codebook.update`.
+            enabled: () bool; False leaves nothing to learn.
         """
         book = self._codebook
-        learn = self.training and not freeze
+        learns = self.training and not freeze
         if book.use_cosine_sim:
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
             if keep is not None:  # padding may be anything, and 0 * NaN would be its gradient
                 rows = rows.masked_fill(~keep.unsqueeze(-1), 0.0)
             rows, lengths = unit_rows(rows)
-        if learn and book.needs_init:
+        if learns and book.needs_init:
             book.initialise(rows, keep)
         codes = book.codes().detach() if freeze else book.codes()
         index, distance = book.search(rows, keep, codes)  # (M)
@@ -349,12 +345,12 @@ class VectorQuantizer(Quantizer):
             self._weights._replace(codebook=0.0) if freeze else self._weights,
             self.rotation_trick,
         )
-        counts = None
-        if learn and book.learns:
+        taught = None
+        if learns and book.learns:
             # A NaN or an infinity in an average would stay for ever.
             finite = torch.where(distance < float("inf"), index, -1)
-            counts = book.update(rows, finite, refresh, enabled, accumulate)
-        return Chosen(quantized, index, loss, counts)
+            taught = lesson(book, rows, finite, enabled)
+        return Chosen(quantized, index, loss, taught)
 
     def codes_at(self, indices: Tensor) -> Tensor:
         """(B, ...) or (B, ..., heads) -> (B, ..., heads * D), in the codebook's precision."""
@@ -371,8 +367,9 @@ class VectorQuantizer(Quantizer):
 
     def usage(self, chosen: Chosen) -> CodeUsage:
         """How often each code was chosen."""
-        counts = chosen.counts
-        if counts is None:  # nothing was learned, so nothing was counted
+        if chosen.lesson is not None:
+            counts = chosen.lesson.counts
+        else:  # nothing is learned, so nothing was counted
             size = self._codebook.cluster_size.shape
             counts = count_codes(chosen.flat_index, size.numel()).view(size)
         if not self.separate_codebook_per_head:
