@@ -14,6 +14,7 @@ CASES = (
         timed=False,
     ),
     Case({"B": 8192, "D": 512}, "bfloat16"),
+    *bench.on_gpu({"B": 16384, "D": 512}),
 )  # fmt: skip
 
 
@@ -47,6 +48,13 @@ def implementations(device: str) -> dict[str, bench.Implementation]:
     }
     if baselines.installed("open_clip"):
         found["open_clip"] = bench.of_function(baselines.open_clip_clip_loss, six)
+    if device == "cuda":
+        found |= sigmoid_loss.tuned(eager, 4)
+    if device == "cuda" and baselines.installed("memeff"):
+        loss = baselines.memeff_clip_loss
+        found["memeff"] = bench.of_function(loss, numbers=["logit_scale"])
+    if device == "cuda" and baselines.installed("inf_cl"):
+        found["inf_cl"] = bench.of_function(baselines.inf_cl_clip_loss)
     return found
 
 

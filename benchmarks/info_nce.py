@@ -20,6 +20,7 @@ CASES = (
         timed=False,
     ),
     Case({"B": 4096, "N": 8192, "D": 512}, "bfloat16"),
+    *bench.on_gpu({"B": 8192, "N": 16384, "D": 512}),
 )  # fmt: skip
 
 
@@ -53,12 +54,17 @@ def products(inputs: bench.Inputs, kind: str):
 def implementations(device: str) -> dict[str, bench.Implementation]:
     """Everything that computes this loss on `device`."""
     eager = baselines.eager_info_nce
-    return {
+    found = {
         bench.OURS: bench.of_function(tw.info_nce),
         bench.PRODUCTS: bench.Implementation(products, bench.matrices(1, "B", "N")),
         bench.EAGER: bench.of_function(eager, bench.matrices(3, "B", "N")),
         bench.COMPILED: bench.of_function(baselines.compiled(eager), bench.matrices(2, "B", "N")),
     }
+    if device == "cuda" and baselines.installed("inf_cl"):
+        found["inf_cl"] = bench.of_function(baselines.inf_cl_info_nce)
+    if device == "cuda" and baselines.installed("cut_cross_entropy"):
+        found["cut_cross_entropy"] = bench.of_function(baselines.cut_cross_entropy_info_nce)
+    return found
 
 
 def flops(case: Case, kind: str) -> int:

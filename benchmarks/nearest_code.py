@@ -135,6 +135,8 @@ def implementations(device: str) -> dict[str, bench.Implementation]:
         found[FAISS] = bench.of_function(baselines.faiss_nearest_code)
     if device == "cpu" and baselines.installed("sklearn"):
         found["scikit-learn"] = bench.of_function(baselines.sklearn_nearest_code)
+    if device == "cuda" and baselines.installed("flash_kmeans"):
+        found["flash_kmeans"] = bench.of_function(baselines.flash_kmeans_nearest_code)
     if baselines.installed("vector_quantize_pytorch"):
         found["lucidrains"] = bench.Implementation(lucidrains, bench.matrices(5, "N", "K"))
     return found

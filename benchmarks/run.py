@@ -14,9 +14,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.baselines.peers import PEERS, installed
+from benchmarks.baselines.peers import GPU_PEERS, PEERS, installed
 from benchmarks.harness import gpu, plot, predict, registry, report, small, verify
-from benchmarks.harness.bench import COMPILED, OURS, PRODUCTS, Case, Implementation, Inputs
+from benchmarks.harness.bench import (
+    COMPILED,
+    OURS,
+    PRODUCTS,
+    TUNED,
+    Case,
+    Implementation,
+    Inputs,
+)
 from benchmarks.harness.measure import (
     ROOT,
     Call,
@@ -43,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(arguments)
     ops = registry.names() if options.op == "all" else [options.op]
-    if absent := [name for name in PEERS if not installed(name)]:
+    peers = PEERS + GPU_PEERS * (options.device == "cuda")
+    if absent := [name for name in peers if not installed(name)]:
         console.print(f"not installed, and not compared with: {', '.join(absent)}")
     with Meter(prepare) as meter:
         return max([_run(op, options, meter) for op in ops])
@@ -206,13 +215,14 @@ class Run:
 
     def _add_times(self, case: Case, kind: str, rows: list[Row]) -> None:
         console.print(f"time: {case.label}, {kind}")
+        torch.set_float32_matmul_precision(case.precision)
         inputs = self.benchmark.inputs(case, self.device)
         calls = {}
         for row in rows:
             name = row.implementation
             try:
                 self.benchmark.small_call(name, case.dtype, kind, self.device)()
-            except RuntimeError as error:
+            except Exception as error:  # of a package, it may be any
                 _leave_out([row], error)
             else:
                 calls[name] = self.implementations[name].build(inputs, kind)
@@ -247,7 +257,7 @@ def _each_twice(calls: dict[str, Call]) -> dict[str, Call]:
     return {f"{when}{name}": call for name, call in calls.items() for when in ("before ", "")}
 
 
-def _leave_out(rows: list[Row], error: RuntimeError) -> None:
+def _leave_out(rows: list[Row], error: Exception) -> None:
     """Goes on without an implementation that fails, unless it is ours."""
     if any(row.implementation == OURS for row in rows):
         raise error
@@ -261,6 +271,7 @@ def _measured(rows: list[Row]) -> list[Row]:
 
 
 def _chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+    cases = [case for case in cases if case.device in ("", options.device)]
     chosen = [case for case in cases if case.quick or not options.quick]
     chosen = [case for case in chosen if not options.case or options.case in case.label]
     if not chosen:
@@ -274,7 +285,8 @@ def _chosen(
     unknown = set(options.only or ()) - set(found)
     if unknown:
         raise SystemExit(f"--only: no {', '.join(unknown)} here; there are {', '.join(found)}")
-    names = options.only or [name for name in found if name != COMPILED or not options.quick]
+    slow = (COMPILED, TUNED) if options.quick else ()
+    names = options.only or [name for name in found if name not in slow]
     return {name: found[name] for name in names}
 
 

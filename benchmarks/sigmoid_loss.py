@@ -16,6 +16,7 @@ CASES = (
         only=(bench.OURS, bench.PRODUCTS),
     ),
     Case({"B": 8192, "D": 512}, "bfloat16"),
+    *bench.on_gpu({"B": 16384, "D": 512}),
     *(
         Case({"B": 32768, "D": d}, kinds=(bench.TRAINING,), only=(bench.OURS,), timed=False)
         for d in (256, 768)
@@ -67,9 +68,17 @@ def implementations(device: str) -> dict[str, bench.Implementation]:
         found["open_clip"] = bench.of_function(open_clip, bench.matrices(5.2, "B", "B"))
         if baselines.open_clip_has_chunks():
             found["open_clip chunked"] = bench.of_function(open_clip, chunk_size=1024)
+    if device == "cuda":
+        found |= tuned(eager, 1.3)
     if device == "cuda" and baselines.installed("siglip_kernel"):
         found["siglip_kernel"] = bench.of_function(baselines.siglip_kernel_sigmoid_loss)
     return found
+
+
+def tuned(eager, matrices: float) -> dict[str, bench.Implementation]:
+    """`eager` through torch.compile at its slowest to compile."""
+    function = baselines.compiled(eager, "max-autotune-no-cudagraphs")
+    return {bench.TUNED: bench.of_function(function, bench.matrices(matrices, "B", "B"))}
 
 
 def flops(case: Case, kind: str) -> int:

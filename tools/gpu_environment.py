@@ -13,8 +13,10 @@ import sys
 
 import torch
 
-OPTIONAL = ("diffusers", "open_clip", "vector_quantize_pytorch", "siglip_kernel", "flash_kmeans",
-            "inf_cl", "cut_cross_entropy", "faiss", "rich", "hypothesis", "xdist")  # fmt: skip
+OPTIONAL = (
+    "diffusers", "open_clip", "vector_quantize_pytorch", "siglip_kernel", "memeff", "inf_cl",
+    "cut_cross_entropy", "flash_kmeans", "faiss", "rich", "hypothesis", "xdist",
+)  # fmt: skip
 
 
 def said_by(*command: str) -> str:

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from tilewise.receptive_field.__main__ import import_torchvision
 
-PEERS = ("open_clip", "diffusers", "vector_quantize_pytorch", "faiss", "sklearn", "siglip_kernel")
+PEERS = ("open_clip", "diffusers", "vector_quantize_pytorch", "faiss", "sklearn")
+GPU_PEERS = ("siglip_kernel", "memeff", "inf_cl", "cut_cross_entropy", "flash_kmeans")
 
 
 @functools.cache
-def compiled(function: Callable) -> Callable:
-    """`function` through torch.compile, compiled once for all sizes."""
+def compiled(function: Callable, mode: str = "default") -> Callable:
+    """`function` through torch.compile: compiled once for all sizes, or tuned for each."""
     # Dtypes, layouts and options are each compiled for. By default the ninth would run uncompiled.
     torch._dynamo.config.recompile_limit = 64
-    return torch.compile(function, dynamic=True)
+    return torch.compile(function, dynamic=mode == "default", mode=mode)
 
 
 def installed(package: str) -> bool:
@@ -43,15 +44,6 @@ def open_clip_clip_loss(**features_scale: Tensor) -> Tensor:
 def open_clip_has_chunks() -> bool:
     """Whether the installed open_clip can compute its sigmoid loss chunk by chunk."""
     return "chunk_size" in inspect.signature(open_clip_loss().SigLipLoss).parameters
-
-
-def siglip_kernel_sigmoid_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
-) -> Tensor:
-    """siglip_kernel's fused loss, for GPUs; it takes the logarithm of the scale."""
-    return importlib.import_module("siglip_kernel").fused_siglip_loss(
-        image_features, text_features, logit_scale.log(), logit_bias
-    )
 
 
 def lucidrains_quantizer(codebook: Tensor, **settings) -> torch.nn.Module:

@@ -22,6 +22,10 @@ TRAINING, FORWARD = "fwd+bwd", "forward"  # kinds: with all gradients; without a
 # Names of implementations. PRODUCTS stands for the matrix products that the op cannot do without,
 # as torch.mm calls and nothing else: they have no result, and every row is compared with them.
 OURS, EAGER, COMPILED, PRODUCTS = "tilewise", "eager", "torch.compile", "matrix products alone"
+TUNED = "torch.compile, tuned"  # mode "max-autotune"; without CUDA graphs, which all get or none
+
+# torch.set_float32_matmul_precision's words: what float32 products are made of on a GPU.
+PRECISIONS = {"highest": "", "high": "by TF32", "medium": "by bfloat16"}
 
 Inputs = dict[str, Any]
 GRADS = "grads"  # the input that holds gradients of the results and is no argument
@@ -32,6 +36,8 @@ class Case:
     """One problem: sizes and a dtype.
 
     Args:
+        precision: of float32 products, a key of PRECISIONS. Others than "highest" matter on a GPU.
+        device: the only kind that it is measured on; empty is every one.
         data: how the inputs are made, where that matters; empty is the usual way.
         kinds: what is measured of it, the main one, which the plots show, first.
         only: the implementations to measure where, on a CPU, all of them would take too long;
@@ -44,6 +50,8 @@ class Case:
     sizes: dict[str, int]
     dtype: str = "float32"
     data: str = ""
+    precision: str = "highest"
+    device: str = ""
     kinds: tuple[str, ...] = (TRAINING, FORWARD)
     only: tuple[str, ...] = ()
     timed: bool = True
@@ -58,7 +66,8 @@ class Case:
     @property
     def label(self) -> str:
         """For instance "B=8192 D=512 float32"."""
-        return f"{self.sizes_text} {self.dtype} {self.data}".rstrip()
+        words = (self.sizes_text, self.dtype, PRECISIONS[self.precision], self.data)
+        return " ".join(filter(None, words))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -112,12 +121,19 @@ class Implementation:
 
 
 def of_function(
-    function: Callable[..., Any], needs: Callable[[Case], int] = _no_bytes, **fixed: Any
+    function: Callable[..., Any],
+    needs: Callable[[Case], int] = _no_bytes,
+    numbers: Sequence[str] = (),
+    **fixed: Any,
 ) -> Implementation:
-    """Calls `function` with the inputs by their names, but for gradients, and what is `fixed`."""
+    """Calls `function` with the inputs by their names, but for gradients, and what is `fixed`.
+
+    numbers: inputs that it takes as Python's, without a gradient.
+    """
 
     def build(inputs: Inputs, kind: str) -> Call:
         named = {name: value for name, value in inputs.items() if name != GRADS}
+        named |= {name: named[name].item() for name in numbers}
         return call_of(lambda: function(**named, **fixed), named.values(), kind, inputs.get(GRADS))
 
     return Implementation(build, needs)
@@ -156,6 +172,14 @@ def call_of(
 def no_flops(case: Case, kind: str) -> int:
     """There is no matrix product."""
     return 0
+
+
+def on_gpu(sizes: dict[str, int], **options: Any) -> tuple[Case, ...]:
+    """A training problem in what else a GPU multiplies fast: half precision, coarser float32."""
+    options = {"kinds": (TRAINING,), "device": "cuda", **options}
+    half = (Case(sizes, dtype, **options) for dtype in ("bfloat16", "float16"))
+    coarse = (Case(sizes, precision=word, **options) for word in ("high", "medium"))
+    return *half, *coarse
 
 
 def small_calls(
