@@ -48,6 +48,11 @@ blip: build  ## train BLIP on scenes: search, matching, captions, answers, and a
 recipes: build  ## run all examples, and collect tables and pictures in out/recipes/index.html
 	$(PY) -m examples.recipes
 
+# `make vqgan VQGAN=--resume` goes on from the checkpoints of a run that was stopped.
+vqgan: build  ## train a VQGAN and a transformer over its codes: new pictures from captions
+	$(PY) -m examples.vqgan_train $(VQGAN)
+	$(PY) -m examples.vqgan_sample $(VQGAN)
+
 test: build  ## run the tests, on every core
 	$(PY) -m pytest -n auto -m "not slow"
 

@@ -33,6 +33,8 @@ RECIPES = {
     "dfn": "better data: a filter network finds wrong captions; amount, noise, diversity",
     "blip": "BLIP on scenes: search, matching, captions, answers, a pool that cleans itself",
     "vqvae": "a VQ-VAE of digits and pictures, our quantiser beside the eager one",
+    "vqgan_train": "VQGAN, stage one: pictures to codes and back, with a critic of patches",
+    "vqgan_sample": "VQGAN, stage two: captions to codes to new pictures",
     "vae": "VAEs and a GAN on digits; what their latents are good for",
     "smooth": "metrics as losses: accuracy and F1 with rare and wrong labels",
     "estimators": "gradients of expectations: bias, variance, cost",

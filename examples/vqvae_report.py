@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 import tilewise as tw
 from examples.common import report
 from examples.common.autoencoders import STRIDE
+from examples.common.data import different
 from examples.common.reconstruction import CHUNK, tokenize
 from examples.common.report import BLUE, INK, MUTED, ORANGE, PURPLE
 
@@ -152,7 +152,7 @@ def sheet(task, rebuilt: Tensor, bound: Tensor, tokens: Tensor, path: Path) -> N
     Which ones are shown is drawn by a fixed seed; of a family that differs by persons only, one.
     """
     rows, columns = 5, 3
-    shown = _different(task.captions, rows * columns)
+    shown = different(task.captions, rows * columns)
     original = task.heldout[shown].float() / 255
     grid = colored(tokens, task.codes)[shown]
     side = original.shape[-1] * (192 // original.shape[-1])  # whole pixels
@@ -175,17 +175,6 @@ def sheet(task, rebuilt: Tensor, bound: Tensor, tokens: Tensor, path: Path) -> N
             f"codes: {task.bits / 8:.0f} bytes. One colour is one code.   {task.credit}."
         )
         figure.text(0.99, 0.01, text, ha="right", color=MUTED, size=13)
-
-
-def _different(captions: list[str], count: int) -> list[int]:
-    """Random places; no two of them show the same but for persons, as long as that is possible."""
-    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
-    families: dict[str, int] = {}
-    for i in order:
-        family = re.sub(r"\b(man|woman|adult)\b| with [a-z-]+ skin", "", captions[i])
-        families.setdefault(family, i)
-    first = list(families.values())
-    return (first + [i for i in order if i not in first])[:count]
 
 
 def _large(pictures: Tensor, side: int) -> Tensor:

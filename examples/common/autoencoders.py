@@ -54,12 +54,16 @@ def decoder(channels: int, dim: int, width: int = 128) -> nn.Sequential:
 
 
 class Autoencoder(nn.Module):
-    """Encoder, quantiser, decoder; without a quantiser a plain autoencoder of the same size."""
+    """Encoder, quantiser, decoder; without a quantiser a plain autoencoder of the same size.
 
-    def __init__(self, channels: int, quantizer: nn.Module | None = None):
+    `towers` make the first and the last, from channels of pictures and of the latent grid.
+    """
+
+    def __init__(
+        self, channels: int, quantizer: nn.Module | None = None, towers=(encoder, decoder)
+    ):
         super().__init__()
-        self.encoder = encoder(channels, DIM)
-        self.decoder = decoder(channels, DIM)
+        self.encoder, self.decoder = (tower(channels, DIM) for tower in towers)
         self.to(memory_format=torch.channels_last)  # faster on a CPU
         self.quantizer = quantizer
 
@@ -70,7 +74,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, features: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1] but for overshoot."""
-        return self.decoder(features) * 0.5 + 0.5
+        return self.decoder(features).float() * 0.5 + 0.5
 
     def forward(
         self, images: Tensor, quantize: bool = True
@@ -79,8 +83,9 @@ class Autoencoder(nn.Module):
         features, tokens = self.encode(images), None
         loss = features.new_zeros(())
         if self.quantizer is not None and quantize:
-            features, tokens, loss = self.quantizer(features)
-        return self.decode(features), tokens, loss
+            with torch.autocast(features.device.type, enabled=False):  # codes are float32
+                features, tokens, loss = self.quantizer(features.float())
+        return self.decode(features), tokens, loss.sum()  # residual quantisers have several
 
 
 class EagerVectorQuantizer(nn.Module):

@@ -232,6 +232,17 @@ def split_heldout(most: int | None = None) -> tuple[Pairs, Pairs]:
     return validation, test
 
 
+def different(captions: list[str], count: int) -> list[int]:
+    """Random places; no two of them show the same but for persons, as long as that is possible."""
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(1)).tolist()
+    families: dict[str, int] = {}
+    for i in order:
+        family = re.sub(r"\b(man|woman|adult)\b| with [a-z-]+ skin", "", captions[i])
+        families.setdefault(family, i)
+    first = list(families.values())
+    return (first + [i for i in order if i not in first])[:count]
+
+
 # ---- digits
 
 

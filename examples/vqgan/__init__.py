@@ -1,0 +1,1 @@
+"""VQGAN in two stages: pictures become codes, then new codes become pictures."""
