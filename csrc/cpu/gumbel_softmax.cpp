@@ -69,13 +69,6 @@ void relax_wide(const Tensor& x, const RowsAlong& shape, double tau, uint64_t se
   });
 }
 
-// An output of few wide rows: where it is, or to be saved there.
-Tensor wide_output(const Tensor& out, const RowsAlong& shape) {
-  const bool direct = out.scalar_type() == at::kFloat && shape.inner == 1;
-  return direct ? out.view({shape.rows(), shape.cols})
-                : at::empty({shape.rows(), shape.cols}, out.options().dtype(at::kFloat));
-}
-
 Tensor relaxed(const Tensor& logits, const RowsAlong& shape, double tau, uint64_t seed,
                int64_t row_offset) {
   const Tensor y = at::empty_like(logits, logits.options(), at::MemoryFormat::Contiguous);

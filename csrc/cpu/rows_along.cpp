@@ -147,6 +147,12 @@ Tensor wide_rows(const Tensor& x, const RowsAlong& shape) {
   return rows.reshape({shape.rows(), shape.cols}).to(at::kFloat).contiguous();
 }
 
+Tensor wide_output(const Tensor& out, const RowsAlong& shape) {
+  const bool direct = out.scalar_type() == at::kFloat && shape.inner == 1;
+  return direct ? out.view({shape.rows(), shape.cols})
+                : at::empty({shape.rows(), shape.cols}, out.options().dtype(at::kFloat));
+}
+
 void save_wide(const Tensor& rows, const RowsAlong& shape, const Tensor& out) {
   if (rows.const_data_ptr() == out.const_data_ptr()) return;
   out.view({shape.outer, shape.cols, shape.inner})

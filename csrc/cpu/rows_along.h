@@ -44,6 +44,9 @@ bool is_wide(const RowsAlong& shape, at::ScalarType type);
 // x as float (rows, cols), contiguous: itself, or a copy.
 at::Tensor wide_rows(const at::Tensor& x, const RowsAlong& shape);
 
+// Where such rows are computed that go to `out`, contiguous: there, or to be saved there.
+at::Tensor wide_output(const at::Tensor& out, const RowsAlong& shape);
+
 // out = such rows, unless it is them.
 void save_wide(const at::Tensor& rows, const RowsAlong& shape, const at::Tensor& out);
 

@@ -116,6 +116,34 @@ def test_rows_that_threads_share_have_the_bits_of_one_thread(threads, case):
         assert all(map(torch.equal, others, ours[0]))
 
 
+@pytest.mark.parametrize("shape", [(1, 50_257), (2, 4097), (3, 4, 33, 65), (2, 12_288)], ids=str)
+def test_wide_gaussian_rows_have_the_bits_of_one_thread(threads, shape):
+    mean, logvar, d_z = (normal(*shape, seed=i).float() for i in range(3))
+    mean[-1].view(-1)[5000 % mean[-1].numel()] = torch.nan
+    logvar.view(-1)[::7] *= 40  # beyond what is clamped to
+    d_kl, seed = torch.arange(1.0, 1 + len(mean)), torch.tensor(5)
+    backward = torch.ops.tilewise.gaussian_sample_backward.default
+    ours = []
+    for count in (1, 2, 5, 64):
+        threads(count)
+        found = []
+        for m, v in ((mean, logvar), (mean.bfloat16(), logvar.bfloat16()),
+                     (strided(mean), strided(logvar))):  # fmt: skip
+            found += tw.gaussian_sample(m, v, seed=5, row_offset=2)
+            for grads in ((d_z, d_kl), (d_z, None), (None, d_kl)):
+                g = [None if x is None else x.to(m.dtype) for x in grads]
+                found += backward(*g, m, v, seed, 2, -30.0, 20.0)
+        ours.append([x.nan_to_num(-3.0) for x in found])
+    for others in ours[1:]:
+        assert all(map(torch.equal, others, ours[0]))
+    alone = tw.gaussian_sample(mean[-1:], logvar[-1:], seed=5, row_offset=2 + len(mean) - 1)
+    assert torch.equal(alone[0].nan_to_num(-3.0), ours[-1][0][-1:])
+    with tw.backend("reference"):
+        z, kl = tw.gaussian_sample(mean, logvar, seed=5, row_offset=2)
+    torch.testing.assert_close(ours[-1][0], z.nan_to_num(-3.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[-1][1], kl.nan_to_num(-3.0), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("case", [case for case in BIG if case.dim], ids=lambda case: case.name)
 def test_strides_change_no_bit(case):
     plain = everything(case)

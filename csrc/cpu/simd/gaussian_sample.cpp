@@ -58,7 +58,7 @@ TILEWISE_INLINE void sample_step(const GaussianRows& rows, NoiseRow noise, int64
                                  const float* mean, const float* logvar, float* z,
                                  Floats (&term)[2]) {
   Floats n[2];
-  normal_columns(noise, col, n);
+  normal_columns(noise, rows.first_col + col, n);
   for (int i = 0; i < 2; ++i) {
     const Floats m = Floats::load(mean + 16 * i);
     const Spread<Floats> s = spread(clamped(Floats::load(logvar + 16 * i), rows));
@@ -67,8 +67,8 @@ TILEWISE_INLINE void sample_step(const GaussianRows& rows, NoiseRow noise, int64
   }
 }
 
-double sample_row(const GaussianRows& rows, NoiseRow noise, const float* mean, const float* logvar,
-                  float* z) {
+double sample_block(const GaussianRows& rows, NoiseRow noise, const float* mean,
+                    const float* logvar, float* z) {
   LaneSum<Floats> sum;
   Floats term[2];
   int64_t col = 0;
@@ -90,12 +90,12 @@ double sample_row(const GaussianRows& rows, NoiseRow noise, const float* mean, c
   return total / 2;
 }
 
-double sample_row(const GaussianRows& rows, NoiseRow noise, const double* mean,
-                  const double* logvar, double* z) {
+double sample_block(const GaussianRows& rows, NoiseRow noise, const double* mean,
+                    const double* logvar, double* z) {
   Sum total;
   for (int64_t col = 0; col < rows.cols; col += kStep) {
     float n[kStep];
-    normal_step(noise, col, n);
+    normal_step(noise, rows.first_col + col, n);
     for (int64_t i = col; i < rows.cols && i < col + kStep; ++i) {
       const Spread<double> s = spread(clamped(logvar[i], rows));
       z[i] = mean[i] + s.deviation * n[i - col];
@@ -110,7 +110,7 @@ TILEWISE_INLINE void gradient_step(const GaussianRows& rows, NoiseRow noise, int
                                    const float* d_z, float d_kl, const float* mean,
                                    const float* logvar, float* d_mean, float* d_logvar) {
   Floats n[2];
-  normal_columns(noise, col, n);
+  normal_columns(noise, rows.first_col + col, n);
   const Floats half = Floats::all(0.5f), g = Floats::all(d_kl);
   for (int i = 0; i < 2; ++i) {
     const Floats v = Floats::load(logvar + 16 * i), inside = clamped(v, rows);
@@ -148,7 +148,7 @@ void gradient_row(const GaussianRows& rows, NoiseRow noise, const double* d_z, d
                   const double* mean, const double* logvar, double* d_mean, double* d_logvar) {
   for (int64_t col = 0; col < rows.cols; col += kStep) {
     float n[kStep];
-    normal_step(noise, col, n);
+    normal_step(noise, rows.first_col + col, n);
     for (int64_t i = col; i < rows.cols && i < col + kStep; ++i) {
       const double inside = clamped(logvar[i], rows), d = d_z ? d_z[i] : 0;
       const Spread<double> s = spread(inside);
@@ -157,6 +157,18 @@ void gradient_row(const GaussianRows& rows, NoiseRow noise, const double* d_z, d
       d_logvar[i] = inside != logvar[i] && logvar[i] == logvar[i] ? 0 : d_v;
     }
   }
+}
+
+template <typename T>
+double sample_row(const GaussianRows& rows, NoiseRow noise, const T* mean, const T* logvar, T* z) {
+  double total = 0;
+  for (int64_t col = 0; col < rows.cols; col += kGaussianBlock) {
+    GaussianRows block = rows;
+    block.first_col += col;
+    block.cols = rows.cols - col < kGaussianBlock ? rows.cols - col : kGaussianBlock;
+    total += sample_block(block, noise, mean + col, logvar + col, z + col);
+  }
+  return total;
 }
 
 template <typename T>

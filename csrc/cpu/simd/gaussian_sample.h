@@ -7,13 +7,18 @@
 
 namespace tilewise {
 
-// Consecutive rows, contiguous, of float or double.
+// Consecutive rows, contiguous, of float or double; or one block of columns of a row, from
+// first_col on, which is a multiple of kGaussianBlock.
 struct GaussianRows {
   bool is_double;
   int64_t rows, cols;
   uint64_t seed, first_row;  // of the random stream
   double low, high;          // that logvar is clamped to
+  int64_t first_col = 0;
 };
+
+// The divergence of a row is the sum of those of blocks of so many columns, in their order.
+constexpr int64_t kGaussianBlock = 4096;
 
 // gaussian_sample: z = mean + exp(logvar / 2) * noise; kl (rows): the divergence from N(0, 1).
 // gaussian_gradient: of both, where d_z or d_kl may be null.
