@@ -65,6 +65,39 @@ void argmax_wide(const Tensor& x, const RowsAlong& shape, int64_t k, uint64_t se
 
 namespace {
 
+static_assert(kArgmaxBlock == kRowBlock, "a row is cut where its sums are");
+
+// log softmax of few wide rows x at the chosen columns (rows, k).
+void log_prob_wide(const Tensor& x, const RowsAlong& shape, const Tensor& index,
+                   const Tensor& log_prob) {
+  const auto* from = x.const_data_ptr<float>();
+  const int64_t blocks = row_blocks(shape);
+  std::vector<float> largest(shape.rows() * blocks);
+  std::vector<double> sums(largest.size());
+  for_row_parts(shape, [&](const RowPart& part) {
+    largest[part.number] = TILEWISE_DISPATCH(largest_logit)(from + part.at, part.cols);
+  });
+  for (int64_t r = 0; r < shape.rows(); ++r) {
+    const auto first = largest.begin() + r * blocks;
+    std::fill(first, first + blocks, *std::max_element(first, first + blocks));
+  }
+  for_row_parts(shape, [&](const RowPart& part) {
+    sums[part.number] =
+        TILEWISE_DISPATCH(sum_of_exponentials)(from + part.at, part.cols, largest[part.number]);
+  });
+  const int64_t k = index.size(1);
+  const auto* chosen = index.const_data_ptr<int64_t>();
+  auto* out = log_prob.mutable_data_ptr<float>();
+  for (int64_t r = 0; r < shape.rows(); ++r) {
+    double total = 0;
+    for (int64_t b = 0; b < blocks; ++b) total += sums[r * blocks + b];
+    const double base = largest[r * blocks], rest = std::log(total);
+    for (int64_t i = r * k; i < (r + 1) * k; ++i) {
+      out[i] = static_cast<float>((from[r * shape.cols + chosen[i]] - base) - rest);
+    }
+  }
+}
+
 // See pyext/tilewise/ops/gumbel_argmax.py. Without `log_prob` the second result is empty.
 std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& seed,
                                          int64_t row_offset, int64_t dim, int64_t k,
@@ -79,10 +112,15 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
   const Tensor value =
       at::empty(log_prob ? at::IntArrayRef({shape.rows(), k}) : at::IntArrayRef({0}),
                 logits.options().dtype(type));
-  if (!log_prob && k <= kShared && is_wide(shape, type)) {
-    argmax_wide(wide_rows(logits, shape), shape, k, key, row_offset,
-                index.mutable_data_ptr<int64_t>(), false);
-    return {along(index, shape, logits.sizes(), dim), value};
+  const auto results = [&] {
+    return std::make_tuple(along(index, shape, logits.sizes(), dim),
+                           log_prob ? along(value, shape, logits.sizes(), dim) : value);
+  };
+  if (k <= kShared && is_wide(shape, type)) {
+    const Tensor x = wide_rows(logits, shape);
+    argmax_wide(x, shape, k, key, row_offset, index.mutable_data_ptr<int64_t>(), false);
+    if (log_prob) log_prob_wide(x, shape, index, value);
+    return results();
   }
   for_pieces(shape, type, {logits}, {}, [&](const Piece& piece) {
     std::vector<Perturbed> heap(k);
@@ -98,8 +136,7 @@ std::tuple<Tensor, Tensor> gumbel_argmax(const Tensor& logits, const Tensor& see
     (rows, heap.data(), index.mutable_data_ptr<int64_t>() + piece.first * k,
      log_prob ? values + piece.first * k * value.element_size() : nullptr, false);
   });
-  return {along(index, shape, logits.sizes(), dim),
-          log_prob ? along(value, shape, logits.sizes(), dim) : value};
+  return results();
 }
 
 }  // namespace

@@ -106,6 +106,8 @@ def test_rows_that_threads_share_have_the_bits_of_one_thread(threads, case):
     for count in (1, 2, 5, 64):
         threads(count)
         found = [tw.gumbel_argmax(x, k, **case.sampling) for k in (None, 7, 4097)]
+        for k in (None, 7):
+            found += tw.gumbel_argmax(x, k, log_prob=True, **case.sampling)
         for hard in (False, True):
             found += test_gumbel_softmax.outputs(
                 tw.gumbel_softmax, x, tau, grad, hard=hard, **case.sampling

@@ -103,21 +103,35 @@ struct Normalizer {
   double largest, rest;
 };
 
-TILEWISE_INLINE Normalizer log_sum_exp(const float* x, int64_t cols) {
+TILEWISE_INLINE float largest_of(const float* x, int64_t cols) {
   Floats max = Floats::all(-INFINITY);
   float copy[kStep];
   for (int64_t col = 0; col < cols; col += kStep) {
     const float* in = step_at(x + col, cols - col, -INFINITY, copy);
     max = higher(higher(Floats::load(in), Floats::load(in + 16)), max);
   }
-  const Floats base = Floats::all(fold(max, Largest()));
+  return fold(max, Largest());
+}
+
+TILEWISE_INLINE double sum_exp(const float* x, int64_t cols, float largest) {
+  const Floats base = Floats::all(largest);
+  float copy[kStep];
   LaneSum<Floats> total;
   for (int64_t col = 0; col < cols; col += kStep) {
     const float* in = step_at(x + col, cols - col, -INFINITY, copy);
     total.add(exp_nonpositive(Floats::load(in) - base) +
               exp_nonpositive(Floats::load(in + 16) - base));
   }
-  return {fold(max, Largest()), ::log(total.value())};
+  return total.value();
+}
+
+TILEWISE_INLINE Normalizer log_sum_exp(const float* x, int64_t cols) {
+  const float largest = largest_of(x, cols);
+  double total = 0;
+  for (int64_t col = 0; col < cols; col += kArgmaxBlock) {
+    total += sum_exp(x + col, cols - col < kArgmaxBlock ? cols - col : kArgmaxBlock, largest);
+  }
+  return {largest, ::log(total)};
 }
 
 TILEWISE_INLINE Normalizer log_sum_exp(const double* x, int64_t cols) {
@@ -169,6 +183,16 @@ void gumbel_argmax(const ArgmaxRows& rows, Perturbed* heap, int64_t* index, void
                                static_cast<double*>(log_prob), mark_invalid)
                  : argmax_rows(rows, static_cast<const float*>(rows.x), heap, index,
                                static_cast<float*>(log_prob), mark_invalid);
+}
+
+float largest_logit(const float* x, int64_t cols) {
+  const FlushDenormals flush;
+  return largest_of(x, cols);
+}
+
+double sum_of_exponentials(const float* x, int64_t cols, float base) {
+  const FlushDenormals flush;
+  return sum_exp(x, cols, base);
 }
 
 bool largest_of_block(const ArgmaxRows& row, int64_t first_col, Perturbed* heap,
