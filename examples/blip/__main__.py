@@ -1,6 +1,6 @@
 """BLIP on scenes of OpenMoji pictures: one model that finds, matches, captions and answers.
 
-    python -m examples.blip             # twelve minutes on two cores
+    python -m examples.blip             # eleven minutes on one core
     python -m examples.blip --quick     # a look at every stage
     python -m examples.blip --resume    # go on from the checkpoints in --out
 

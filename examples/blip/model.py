@@ -70,6 +70,8 @@ class PictureTokens(nn.Module):
 
 
 class Attention(nn.Module):
+    """Attention whose keys and values may come from elsewhere, or from earlier."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -85,12 +87,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Keys, mask: Tensor | None, causal: bool = False) -> Tensor:
         found = F.scaled_dot_product_attention(
-            self.split(x_query := self.query(x)), *keys, attn_mask=mask, is_causal=causal
+            self.split(self.query(x)), *keys, attn_mask=mask, is_causal=causal
         )
-        return self.out(found.transpose(1, 2).reshape(x_query.shape))
+        return self.out(found.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
+    """A layer of all roles: attention among words, the look at the picture, feed-forward."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.read, self.write, self.look = (Attention(width, heads) for _ in range(3))
@@ -146,9 +150,7 @@ class TextTransformer(nn.Module):
         x = self.word(tokens) + self.position[start : start + tokens.shape[1]]
         found = []
         for i, block in enumerate(self.blocks):
-            x, keys = block(
-                x, seen and seen[i], mask, writes, past and past[i]
-            )
+            x, keys = block(x, seen and seen[i], mask, writes, past and past[i])
             found.append(keys)
         return self.norm(x), found
 

@@ -12,7 +12,7 @@ from examples.blip.model import Blip
 from examples.blip.world import Captioned, questions
 from examples.common import report
 from examples.common.data import CREDIT
-from examples.common.report import BLUE, GREEN, INK, MUTED, RED
+from examples.common.report import GREEN, INK, MUTED, RED
 
 ROWS = 4
 
@@ -82,7 +82,7 @@ def _ranking(figure, model: Blip, part: Captioned) -> None:
     ).cpu()
     changed = (scores.argmax(1) != again.argmax(1)).nonzero()[:, 0].tolist()
     rows = [changed[i] for i in some(len(changed), ROWS)]
-    title = "Caption → best pictures by features (above) and ranked anew (below); green: right"
+    title = "Captions whose best picture changes: by features, below it ranked anew; green: right"
     axes = _grid(figure, title, [1.1] + [1] * 4 + [1.1] + [1] * 4)
     for place in axes.flat:
         place.axis("off")
@@ -98,23 +98,23 @@ def _ranking(figure, model: Blip, part: Captioned) -> None:
 
 
 def _pool(figure, seen: Captioned, examples: list[dict]) -> None:
-    shown = sorted(examples, key=lambda x: x["kind"])[:: max(len(examples) // 8, 1)][:8]
-    title = "The noisy pool: what came with a picture, and what the captioner wrote"
+    shown = [
+        example for kind, count in (("right", 2), ("wrong", 3), ("vague", 3))
+        for example in [x for x in examples if x["kind"] == kind][:count]
+    ]  # fmt: skip
+    title = "The noisy pool: what came with a picture, what the captioner wrote; green: true"
     axes = _grid(figure, title, [1, 3.2] * 2)
     for place in axes.flat:
         place.axis("off")
     for example, (place, text) in zip(shown, axes.reshape(-1, 2), strict=False):
         place.axis("on")
         show(place, seen.images[example["row"], 0])
-        color = GREEN if example["kind"] == "right" else RED
-        for i, (source, kept, shade) in enumerate((
-            (f"{example['web']}", example["web kept"], color),
-            (f"{example['written']}", example["written kept"], BLUE),
-        )):  # fmt: skip
-            label = example["kind"] if i == 0 else "written"
-            dash = "dropped: " if not kept else ""
-            text.text(0.02, 0.78 - 0.5 * i, f"{label}", fontsize=7, color=MUTED, va="center")
-            text.text(0.02, 0.56 - 0.5 * i, dash + source, fontsize=8, color=shade, va="center",
+        for i, (source, label) in enumerate((("web", example["kind"]), ("written", "written"))):
+            kept, said = example[f"{source} kept"], example[source]
+            color = GREEN if said == seen.captions[example["row"]] else RED
+            said = said if kept else f"dropped: {said}"
+            text.text(0.02, 0.78 - 0.5 * i, label, fontsize=7, color=MUTED, va="center")
+            text.text(0.02, 0.56 - 0.5 * i, said, fontsize=8, color=color, va="center",
                       alpha=1 if kept else 0.5)  # fmt: skip
 
 

@@ -82,7 +82,10 @@ def batch_rows(step: int, count: int, size: int, seed: int) -> Tensor:
 
 def losses(learner: Learner, kind: Kind, images: Tensor, tokens: Tensor, ids: Tensor,
            alpha: float, seed: int) -> dict[str, Tensor]:  # fmt: skip
-    """Of a batch, where rows with equal ids show the same picture. The batch is then enqueued."""
+    """Of a batch, where rows with equal ids show the same picture. The batch is then enqueued.
+
+    Matching needs the contrast, whose features choose its wrong pairs.
+    """
     student = learner.student
     picture = student.picture(images)
     seen = student.text.look(picture) if kind.itm or kind.lm else []
