@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _rows
+from tilewise.kernels import _common, _rows
 from tilewise.kernels._gumbel_rows import LOWEST, inverse, perturbed, sensitivity, sharpness
 
 MERGED = tl.constexpr(128)  # blocks of a row whose measures are merged at a time
@@ -245,6 +245,8 @@ def differentiate(
     arguments = tau, seed, rows, row_offset, cols, *dy.stride(), *saved.stride()
     options = {"HARD": hard, "COLS": tile.cols, "num_warps": tile.warps}
     measure_gradient_blocks[(rows * blocks,)](dy, saved, *measures, *arguments, **options)
+    if _common.architecture(out.device).startswith("sm_"):
+        options["maxnreg"] = 128  # left alone, ptxas spills a register of some to save others
     differentiate_blocks[(rows * blocks,)](
         dy, saved, out, parts, *measures, *arguments, NEED_TAU=parts is not None, **options
     )

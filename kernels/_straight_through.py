@@ -7,7 +7,10 @@ from torch import Tensor
 
 from tilewise.kernels import _common, _rows
 
-WIDEST = 2048  # columns of a tile
+WIDEST = 1024  # columns of a tile
+# Elements of one, of which three are in registers: more would spill where rows are not aligned.
+ELEMENTS, INTERPRETER_ELEMENTS = 1024, 16384
+THREADS = 128
 
 
 @triton.jit
@@ -88,12 +91,15 @@ def rotate_back(
         m, cols = rows.shape
         out = rows.new_empty(m, cols)
         if out.numel():
-            tile = _rows.choose_tile(min(cols, WIDEST), arch)
-            rotate_tile[(triton.cdiv(m, tile.rows),)](
+            width = min(max(triton.next_power_of_2(cols), 16), WIDEST)
+            height = (INTERPRETER_ELEMENTS if arch == "interpreter" else ELEMENTS) // width
+            rotate_tile[(triton.cdiv(m, height),)](
                 grad, rows, quantized, pull,
                 None if keep is None else keep.view(torch.uint8), out, m, cols,
                 *grad.stride(), *rows.stride(), *quantized.stride(),
                 0 if keep is None else keep.stride(0), smallest,
-                ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+                ROWS=height, COLS=width, num_warps=THREADS // _common.warp_size(arch),
+                # All there are: left alone, ptxas spills a register of some to save others.
+                **({"maxnreg": 255} if arch.startswith("sm_") else {}),
             )
         return out
