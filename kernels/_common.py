@@ -103,11 +103,6 @@ def operand(x: Tensor, depth: int) -> Tensor:
     return padded
 
 
-def aligned(x: Tensor) -> Tensor:
-    """x where a kernel for aligned addresses may read it, which is compiled for that."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
 def source(x: Tensor, rows: int, tile: Tile, kind: str) -> Tensor | TensorDescriptor:
     """What the kernel gets to read (rows, tile.depth) blocks of the operand `x` from."""
     if not tile.tma:

@@ -219,7 +219,7 @@ def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The same equalities in int32 numbers from 0, which take half the registers."""
     ids = torch.cat([image_ids, text_ids])
     numbers = torch.searchsorted(ids.sort().values, ids, out_int32=True)
-    return numbers[: len(image_ids)], _common.aligned(numbers[len(image_ids) :])
+    return numbers[: len(image_ids)], numbers[len(image_ids) :]
 
 
 class Chunk(NamedTuple):

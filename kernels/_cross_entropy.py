@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast
+from tilewise.kernels import _contrast
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Chunk, Launch
 from tilewise.kernels._cross_entropy_ids import begin_counted_sides, matched_ids
@@ -136,7 +136,7 @@ class CrossEntropy:
             self.scale, self.scalars, self.unit, counts, *sides, rows, cols, smoothing,
             WEIGHT=self.stored, BLOCK=BLOCK,
         )
-        return numbers[:rows], _common.aligned(numbers[rows:])
+        return numbers[:rows], numbers[rows:]
 
     def weigh_pairs(self, positives: int | None, both: bool, smoothing: float) -> None:
         """Row i and column i + positives match: the mean over rows; with `both`, half of it."""

@@ -25,7 +25,7 @@ COLUMNS = (5, 64, 100, 1000, 1024, 4096, 5000, 16384, 50257)
 Calls = Iterator[tuple[tuple, Callable[[], object]]]  # sizes, and a call
 
 
-def contrasts(op: str, by_ids: bool = False) -> Calls:
+def contrasts(op: str) -> Calls:
     from tests.triton_tools.cases import kernels
 
     scale, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
@@ -37,10 +37,8 @@ def contrasts(op: str, by_ids: bool = False) -> Calls:
     }[op]
     for (rows, cols), depth in itertools.product(PAIRS, DEPTHS):
         x, y = (torch.zeros(n, depth, dtype=torch.bfloat16) for n in (rows, cols))
-        ids = [torch.zeros(n, dtype=torch.int64) for n in (rows, cols)]
-        matches = (None, *ids) if by_ids else (0, None, None)
         yield (rows, cols, depth), functools.partial(
-            getattr(vars(kernels)[op], op), x, y, *before, *matches, *after
+            getattr(vars(kernels)[op], op), x, y, *before, 0, None, None, *after
         )
 
 
@@ -117,13 +115,13 @@ def binaries(op: str, arch: str) -> dict[str, dict[str, tuple]]:
     return found
 
 
-def anew(op: str, arch: str, calls: Callable[[], Calls]) -> list[str]:
+def anew(op: str, arch: str) -> list[str]:
     """What a smaller batch compiles when one of the largest was run: kernels, with its rows."""
     from tests.triton_tools import offline
     from tilewise.kernels import _contrast
 
     batches: dict[tuple, dict[int, Callable]] = collections.defaultdict(dict)
-    for (rows, *rest), call in calls():
+    for (rows, *rest), call in OPS[op]():
         if op not in CONTRASTS or rows == rest[0]:
             batches[tuple(rest[op in CONTRASTS :])][rows] = call
     found = []
@@ -152,10 +150,7 @@ def main() -> int:
     torch.set_num_threads(1)
     for op in [options.op] if options.op else OPS:
         if options.anew:
-            found = anew(op, options.arch, OPS[op])
-            if op in CONTRASTS:
-                found += anew(op, options.arch, functools.partial(contrasts, op, by_ids=True))
-            print(op, *found, sep="\n  ", flush=True)
+            print(op, *anew(op, options.arch), sep="\n  ", flush=True)
             continue
         for kernel, made in binaries(op, options.arch).items():
             sizes = "  " + ", ".join("x".join(map(str, x)) for x in made.values())
