@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tilewise.kernels import _common, _rows
-from tilewise.kernels._gumbel_rows import LOWEST, inverse, perturbed, sensitivity, sharpness
+from tilewise.kernels.gumbel_softmax import LOWEST, inverse, perturbed, sensitivity, sharpness
 
 MERGED = tl.constexpr(128)  # blocks of a row whose measures are merged at a time
 

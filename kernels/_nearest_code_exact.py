@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 # Distances are compared as integers, which order like the float64 that they are made of.
-NAN = tl.constexpr(0x7FF8000000000000)
 EMPTY = tl.constexpr(2**63 - 1)  # after every distance, NaN too
 UNUSED = tl.constexpr(-(2**63))  # a slot that nothing may replace
 NO_CODE = tl.constexpr(2**31 - 1)
@@ -55,7 +54,7 @@ def to_key(distance):
     """An int64 for each float64, in the same order: -0 like 0, NaN after infinity."""
     bits = tl.where(distance == 0.0, 0.0, distance).to(tl.int64, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
-    return tl.where(distance == distance, key, NAN)
+    return tl.where(distance == distance, key, 0x7FF8000000000000)
 
 
 @triton.jit

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from tilewise.kernels._nearest_code_exact import (
-    NAN,
     distance,
     empty_lists,
     from_key,
@@ -233,6 +232,7 @@ def recheck(
             more = tl.max(todo.to(tl.int32))
     place = tl.arange(0, SLOTS)[None, :]
     first = unknown[:, None] & (place < TOPK)
-    keys, nearest = tl.where(first, NAN, keys), tl.where(first, place, nearest)
+    nan = to_key(tl.full((1, 1), float("nan"), tl.float64))
+    keys, nearest = tl.where(first, nan, keys), tl.where(first, place, nearest)
     out = head * out_stride + row[:, None].to(tl.int64) * TOPK
     store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found | unknown, inside, TOPK)

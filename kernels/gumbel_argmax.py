@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tilewise.kernels import _common, _gumbel_blocks, _philox, _rows
-from tilewise.kernels._gumbel_rows import LOWEST, perturbed
+from tilewise.kernels.gumbel_softmax import LOWEST, perturbed
 
 SELECTED = 32  # up to so many indices are found among registers
 FEWEST = 256  # columns of a tile of what blocks selected, at least

@@ -9,11 +9,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _gumbel_blocks, _rows
-from tilewise.kernels._gumbel_rows import inverse, perturbed, sensitivity, sharpness
+from tilewise.kernels import _common, _philox, _rows
 
 LONGEST_WITH_TAU = 4096  # columns: what the gradient by tau needs lies in registers beside the rest
 
+# Float32's. A running maximum begins at the lowest, from which -inf is -inf away, and not NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+SMALLEST = tl.constexpr(1.1754943508222875e-38)  # of those that have full precision
+
+
+@triton.jit
+def perturbed(
+    x_ptr, seed, row, row_offset, first, rows, cols, row_stride, col_stride, COLS: tl.constexpr,
+):
+    """float32(x + g) of columns first to first + COLS - 1: (ROWS, COLS), -inf outside."""
+    col = first + tl.arange(0, COLS)
+    x = _rows.load_tile(x_ptr, row, col, rows, cols, row_stride, col_stride, float("-inf"))
+    return x + _philox.gumbel_tile(seed, row + row_offset, first, COLS)
+
+
+@triton.jit
+def sharpness(tau):
+    """log2(e) / tau; finite and positive, so that it times 0 is 0, and times -inf is -inf."""
+    scale = tl.div_rn(1.4426950408889634, tau)
+    scale = tl.where(scale > -LOWEST, -LOWEST, scale)
+    return tl.where(scale < SMALLEST, SMALLEST, scale)
+
+
+@triton.jit
+def inverse(tau):
+    """1 / tau; 0 for 0, where a sample does not change with anything, and never infinite."""
+    factor = tl.div_rn(1.0, tau)
+    factor = tl.where(factor > -LOWEST, -LOWEST, factor)
+    return tl.where(tau == 0, 0.0, factor)
 
 
 @triton.jit
@@ -128,6 +156,12 @@ def sample_halved_row(
         _rows.store_tile(y_ptr, row, COLS + col, rows, cols, b * factor)
 
 
+@triton.jit
+def sensitivity(y, dy, inner):
+    """Sums over columns of -d(y) / d(log tau) * dy, of which 0 * log(0) is 0: (ROWS,)."""
+    return -tl.sum(y * (dy - inner[:, None]) * _philox.log(tl.where(y < SMALLEST, SMALLEST, y)), 1)
+
+
 @triton.jit(do_not_specialize=["rows", "row_offset"])
 def differentiate_rows(
     grad_ptr,  # (rows, cols) by y
@@ -157,6 +191,13 @@ def differentiate_rows(
     _rows.store_tile(out_ptr, row, col, rows, cols, dx)
     if NEED_TAU:
         tl.store(part_ptr + row, sensitivity(y, dy, inner) * factor, mask=row < rows)
+
+
+def _blocks():
+    """Where kernels of wide rows are, which are made of what is here."""
+    from tilewise.kernels import _gumbel_blocks
+
+    return _gumbel_blocks
 
 
 def gumbel_softmax(
@@ -192,7 +233,7 @@ def gumbel_softmax(
                 tile = _rows.choose_tile(cols, arch, _rows.longest(cols))
                 sample_halved_row[(rows,)](*arguments, COLS=tile.cols, num_warps=tile.warps)
             else:
-                _gumbel_blocks.sample(x, y, tau, seed, row_offset, hard, tile)
+                _blocks().sample(x, y, tau, seed, row_offset, hard, tile)
         return _rows.from_rows(y, logits, dim)
 
 
@@ -234,7 +275,7 @@ def gumbel_softmax_backward(
                     COLS=tile.cols, num_warps=tile.warps,
                 )
             else:
-                _gumbel_blocks.differentiate(
+                _blocks().differentiate(
                     dy, x, out, parts if need_tau else None, tau, seed, row_offset, hard, tile
                 )
         d_tau = parts.sum(dtype=torch.float64).to(tau.dtype) if need_tau else tau.new_empty(0)
