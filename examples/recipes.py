@@ -55,6 +55,10 @@ class Result(NamedTuple):
     pictures: list[str]  # paths beside the page
 
     @property
+    def ran(self) -> bool:
+        return self.failed or bool(self.report)
+
+    @property
     def sentence(self) -> str:
         """What the run was good for: what stands below the list of its pictures."""
         lines = self.report.partition("\nPictures: ")[2].splitlines()
@@ -109,7 +113,7 @@ img { max-width: 100%; } .failed { color: #b0413e; } h2 { margin-top: 3rem; }
 def page(results: list[Result]) -> str:
     """HTML: a table of all recipes, then of each its sentence, its pictures and what it printed."""
     rows = "".join(_row(result) for result in results)
-    sections = "".join(_section(result) for result in results)
+    sections = "".join(_section(result) for result in results if result.ran)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Recipes</title>"
         f"<style>{STYLE}</style><h1>Recipes</h1><p>{html.escape(report.machine())}</p>"
@@ -120,10 +124,8 @@ def page(results: list[Result]) -> str:
 
 def _row(result: Result) -> str:
     took = "" if result.seconds is None else report.minutes(result.seconds)
-    return (
-        f"<tr><td><a href=#{result.name}>{result.name}</a><td>{RECIPES[result.name]}<td>{took}"
-        f"<td>{_outcome(result)}"
-    )
+    name = f"<a href=#{result.name}>{result.name}</a>" if result.ran else result.name
+    return f"<tr><td>{name}<td>{RECIPES[result.name]}<td>{took}<td>{_outcome(result)}"
 
 
 def _outcome(result: Result) -> str:
@@ -135,7 +137,7 @@ def _outcome(result: Result) -> str:
 def _section(result: Result) -> str:
     pictures = "".join(f"<p><img src={html.escape(path)!r} alt=''>" for path in result.pictures)
     return (
-        f"<h2 id={result.name}>{html.escape(RECIPES[result.name])}</h2>"
+        f"<h2 id={result.name}>{result.name}: {html.escape(RECIPES[result.name])}</h2>"
         f"<p><code>{html.escape(result.command)}</code><p><b>{_outcome(result)}</b>{pictures}"
         f"<pre>{html.escape(result.report)}</pre>"
     )

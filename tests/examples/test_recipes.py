@@ -65,9 +65,8 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, runs):
     assert text.count("<span class=failed>failed</span>") == 2  # its row and its section
     assert text.count("16,384 pairs: 9x &lt;faster&gt;, as measured.") == 2
     assert "━━ 4/4" not in text and "┃ a  ┃" in text
-    assert "examples.siglip --quick" in text and text.count("not run") == 2 * (
-        len(recipes.RECIPES) - 2
-    )
+    assert "examples.siglip --quick" in text
+    assert text.count("<td>not run") == text.count("not run") == len(recipes.RECIPES) - 2
 
 
 def test_what_was_done_is_not_done_again(tmp_path, runs):
@@ -100,7 +99,7 @@ def test_the_page_is_whole(tmp_path, runs):
     pictures = [tmp_path / found["src"] for tag, found in seen if tag == "img"]
     assert pictures == [tmp_path / "siglip" / "curves.png"] and pictures[0].exists()
     anchors = {found["href"][1:] for tag, found in seen if tag == "a"}
-    assert anchors == {found["id"] for tag, found in seen if tag == "h2"} == set(recipes.RECIPES)
+    assert anchors == {found["id"] for tag, found in seen if tag == "h2"} == {"siglip"}
 
 
 def test_an_unknown_name_is_refused(capsys):
