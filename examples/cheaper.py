@@ -232,7 +232,7 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, Path("out/cheaper"), every=20, on_device=True)
     add = parser.add_argument
-    add("--steps", type=int, default=120, help="of the plain run (default: %(default)s)")
+    add("--steps", type=int, default=100, help="of the plain run (default: %(default)s)")
     add("--seeds", type=int, default=3, help="how many, from --seed on")
     add("--target", type=float, default=0.05, help="validation recall@1 to which time is taken")
     args = parser.parse_args(argv)

