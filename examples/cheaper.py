@@ -230,13 +230,13 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/cheaper"), every=20, on_device=True)
+    parser = arguments(__doc__, Path("out/cheaper"), every=25, on_device=True)
     add = parser.add_argument
-    add("--steps", type=int, default=100, help="of the plain run (default: %(default)s)")
+    add("--steps", type=int, default=200, help="of the plain run (default: %(default)s)")
     add("--seeds", type=int, default=3, help="how many, from --seed on")
     add("--target", type=float, default=0.05, help="validation recall@1 to which time is taken")
     args = parser.parse_args(argv)
-    args.batch_size, args.label_steps, args.rounds = 128, args.steps, 8
+    args.batch_size, args.label_steps, args.rounds = 64, args.steps, 8
     args.held = None
     if args.quick:
         args.held = 60

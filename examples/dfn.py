@@ -232,13 +232,13 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = arguments(__doc__, Path("out/dfn"), every=40, on_device=True)
+    parser = arguments(__doc__, Path("out/dfn"), every=50, on_device=True)
     add = parser.add_argument
-    add("--steps", type=int, default=80, help="of each run (default: %(default)s)")
+    add("--steps", type=int, default=200, help="of each run (default: %(default)s)")
     add("--seeds", type=int, default=3, help="how many, from --seed on")
     add("--noise", type=float, default=0.5, help="share of the pool with a wrong caption")
     args = parser.parse_args(argv)
-    args.batch_size, args.clean, args.pool = 128, 600, 2700
+    args.batch_size, args.clean, args.pool = 64, 600, 2700
     args.amounts, args.noises = [200, 400, 800], [0.0, 0.5]
     args.held = None
     if args.quick:
