@@ -121,4 +121,5 @@ def curves(found: dict, path: Path) -> None:
         for i, (name, color) in enumerate(reversed(COLORS.items())):
             right.barh(i, 1000 * found["plan"]["seconds"][name], color=color)
         right.set_yticks(range(len(COLORS)), [*reversed(COLORS)], color=INK)
+        right.set_axisbelow(True)
         right.set(title="A step, ms", xlim=(0, None))

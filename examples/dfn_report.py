@@ -156,8 +156,8 @@ def _bars(axis, found: dict) -> None:
     axis.set_xticks(range(len(names)), names)
     pixel = statistics.mean(both(s["nearest pixel"]) for s in found["seeds"])
     axis.axhline(100 * pixel, color=MUTED, linestyle=":")
-    axis.text(len(names) - 0.5, 100 * pixel, "nearest pixel", color=MUTED, ha="right",
-              va="bottom")  # fmt: skip
+    axis.text(3, 100 * pixel, "nearest pixel", color=MUTED, ha="center", va="bottom")
+    axis.grid(False)
     axis.set(title="Recall@1 on test pictures by what was trained on, %")
 
 
@@ -191,7 +191,7 @@ def sheet(pool: Pairs, right: torch.Tensor, scores: torch.Tensor, path: Path) ->
     rows = {"best": order[:count], "middle": order[middle : middle + count],
             "worst": order[-count:]}  # fmt: skip
     with report.picture(path):
-        figure, axes = plt.subplots(3, count, figsize=(1.7 * count, 7), layout="constrained")
+        figure, axes = plt.subplots(3, count, figsize=(1.7 * count, 8), layout="constrained")
         for line, (name, shown) in zip(axes, rows.items(), strict=True):
             for i, (axis, row) in enumerate(zip(line, shown.tolist(), strict=True)):
                 axis.imshow(pool.images[row].permute(1, 2, 0).numpy(), interpolation="nearest")

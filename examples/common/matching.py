@@ -77,7 +77,7 @@ def calibration(pairs: Cosines, scale: float, bias: float, bins: int = 12) -> di
         all_pairs = inside.sum() + outside.sum() * pairs.weight
         said = (p[inside].sum() + q[outside].sum() * pairs.weight).item()
         error += abs(said - inside.sum().item()) / rows
-        if inside.sum() + outside.sum() >= 5:
+        if said >= 3:  # of fewer matches a share says little
             curve.append([said / all_pairs.item(), (inside.sum() / all_pairs).item()])
     sure, unsure = (p > 0.5).sum().item(), (q > 0.5).sum().item() * pairs.weight
     claimed = (p[p > 0.5].sum() + q[q > 0.5].sum() * pairs.weight).item()

@@ -79,7 +79,9 @@ def verdict(differences: list[float]) -> str:
 
 
 def memory(mb: float) -> str:
-    """Megabytes or, where there are many, gigabytes."""
+    """Megabytes or, where there are many or few, gigabytes or kilobytes."""
+    if mb < 1:
+        return f"{1000 * mb:.0f} kB"
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"
 
 
