@@ -1,6 +1,6 @@
 """The bias as a learnt threshold: of a unit on digits, and of SigLIP's pairs.
 
-    python -m examples.bias            # four minutes on two cores
+    python -m examples.bias            # five minutes of one core
     python -m examples.bias --quick    # a look at every stage
     python -m examples.bias --resume   # go on from the checkpoints in --out
 
