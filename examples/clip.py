@@ -14,6 +14,7 @@ batch a yes/no question.
 2. From there a linear head and a text tower learn by each loss, in batches of 32 to 8192 scenes:
    all runs see as many pairs, so a larger batch makes fewer steps. Same batches for both losses.
 3. The same with a fifth of the captions shuffled among their scenes.
+4. As many steps for small batches as for one of 512, so that these see fewer pairs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 
 import tilewise as tw
 from examples import clip_report
+from examples.clip_report import USUAL
 from examples.common import large_batch, report
 from examples.common.data import SCENE_WORDS, Pairs, Scenes, halved, scenes, split
 from examples.common.retrieval import chance, nearest_pixel, recall
@@ -45,7 +47,7 @@ from examples.common.towers import ImageTower, TextTower, TwoTowers, Words
 from examples.common.training import Batches, arguments, conduct, train
 
 DIM, WIDTH = 64, 64  # of the features that are compared, and of the text tower
-SHUFFLED = 0.2  # share of the captions that are wrong in the second half
+SHUFFLED = 0.2  # share of the captions that are wrong
 
 
 class Head(nn.Module):
@@ -115,6 +117,8 @@ def locked(args, bars: Progress) -> Data:
 
 # ---- the two losses
 
+KINDS = {"right": "", "shuffled": ", shuffled captions", "steps": ", equal steps"}
+
 
 def shuffled(tokens: torch.Tensor, seed: int) -> torch.Tensor:
     """A fifth of the rows change places among each other, none stays."""
@@ -127,15 +131,16 @@ def shuffled(tokens: torch.Tensor, seed: int) -> torch.Tensor:
 
 def head_run(loss: str, size: int, seed: int, batches: RowBatches, data: Data, args,
              kind: str = "right") -> TowerRun:  # fmt: skip
-    """`kind`: whether the captions are "right" or "shuffled", or the loss is "eager"."""
+    """`kind`: one of KINDS, or "eager" for the eager loss."""
     torch.manual_seed(seed)
     model = TwoTowers(Head(data.seen.features), TextTower(len(data.words), DIM, WIDTH))
     settings = {"seed": seed, "size": size, "scenes": args.scenes, "words": args.word_steps}
     path = args.out / f"{loss}-{size}-{seed}-{kind}.pt"
     of = contrast(EAGER[loss]) if kind == "eager" else CONTRASTS[loss]
-    steps = min(args.pairs // size, args.eager_steps if kind == "eager" else args.pairs)
+    steps = args.pairs // {"steps": USUAL}.get(kind, size)
+    steps = min(steps, args.eager_steps) if kind == "eager" else steps
     return TowerRun(f"{loss}, batch {size}", path, model, of, batches, steps, settings,
-                    args.rate * (size / 512) ** 0.5, args.device)  # fmt: skip
+                    args.rate * min(1, size / USUAL) ** 0.5, args.device)  # fmt: skip
 
 
 @torch.no_grad()
@@ -151,21 +156,22 @@ def recall_at_1(model: TwoTowers, held: Embedded) -> float:
 def compare(data: Data, held: Embedded, args, bars: Progress) -> tuple[dict, dict]:
     """{kind: {loss: {batch: recall@1 of each seed}}}, and {loss: a run of the largest batch}."""
     found: dict = {}
-    for kind in ("right", "shuffled"):
-        for size in args.sizes:
-            runs = {}
+    for kind, shown in KINDS.items():
+        for size in args.sizes if kind == "right" else args.small:
+            runs: dict = {}
             for seed in range(args.seed, args.seed + args.seeds):
                 tokens = data.seen.tokens
                 tokens = shuffled(tokens, seed) if kind == "shuffled" else tokens
                 batches = RowBatches(data.seen.features, tokens, size, seed)
                 for loss in CONTRASTS:
                     runs[loss, seed] = head_run(loss, size, seed, batches, data, args, kind)
-            title = f"batch {size}" + ", shuffled captions" * (kind == "shuffled")
-            train([*runs.values()], bars, args.every, args.resume, title)
+            train([*runs.values()], bars, args.every, args.resume, f"batch {size}{shown}")
+            if size == args.sizes[-1]:
+                largest = {loss: runs[loss, args.seed] for loss in CONTRASTS}
             for (loss, _), run in runs.items():
                 by_size = found.setdefault(kind, {}).setdefault(loss, {})
                 by_size.setdefault(size, []).append(recall_at_1(run.model, held))
-    return found, {loss: runs[loss, args.seed] for loss in CONTRASTS}
+    return found, largest
 
 
 # ---- what has to be beaten, and what it costs
@@ -213,26 +219,24 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
         "beat": {"chance": chance(args.held)[0], "nearest pixel": by_pixels(data, held),
                  "words alone": by_words(data, held)},
         "cost": costs(data, largest, args, bars), "pairs": args.pairs, "held": args.held,
-        "sizes": args.sizes, "seeds": args.seeds, "scenes": args.scenes,
+        "sizes": args.sizes, "small": args.small, "seeds": args.seeds, "scenes": args.scenes,
     }  # fmt: skip
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, Path("out/clip"), every=1024, on_device=True)
     add = parser.add_argument
-    add("--pairs", type=int, default=2**17, help="pairs seen by every run (default: %(default)s)")
-    add("--rate", type=float, default=RATE, help="highest rate at a batch of 512; with its root")
+    add("--pairs", type=int, default=2**17, help="pairs seen by a run (default: %(default)s)")
+    add("--rate", type=float, default=1e-2,
+        help=f"highest rate of batches from {USUAL}; of smaller ones with the root of their size")
     add("--choose", action="store_true", help="recall of the validation scenes, for choices")
     args = parser.parse_args(argv)
     args.sizes, args.seeds, args.word_steps = [32, 128, 512, 2048, 8192], 3, 300
-    args.scenes, args.held, args.eager_steps = 2**15, 1000, 4
+    args.scenes, args.held, args.eager_steps, args.small = 2**15, 1000, 4, [32, 128, 512]
     if args.quick:
         args.sizes, args.seeds, args.word_steps, args.pairs = [32, 256], 2, 8, 1024
-        args.scenes, args.held = 1024, 100
+        args.scenes, args.held, args.small = 1024, 100, [32]
     return args
-
-
-RATE = 4e-3
 
 
 def main(argv: list[str] | None = None) -> dict:

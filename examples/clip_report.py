@@ -13,6 +13,9 @@ from examples.common import large_batch, report
 from examples.common.report import BLUE, INK, MUTED, ORANGE
 
 COLORS = {"CLIP": ORANGE, "SigLIP": BLUE}
+USUAL = 512  # the batch whose steps smaller ones make too
+STYLES = {"right": ("-", ""), "shuffled": ("--", ", a fifth of the captions wrong"),
+          "steps": (":", ", as many steps as batches of 512")}  # fmt: skip
 
 
 def percent(values: list[float]) -> str:
@@ -30,25 +33,45 @@ def difference(ours: list[float], theirs: list[float]) -> str:
 
 def tables(console: Console, found: dict) -> None:
     console.print(_recalls(found))
+    for line in _remarks(found):
+        console.print(line)
     title = f"a batch of {found['sizes'][-1]:,}"
     console.print(large_batch.cost_table(title, found["cost"]))
 
 
 def _recalls(found: dict):
-    right, wrong = (found["recall"][kind] for kind in ("right", "shuffled"))
-    title = f"recall@1 of {found['held']:,} unseen scenes, %, after {found['pairs']:,} pairs"
-    out = report.table(title, ["steps", "CLIP", "SigLIP", "SigLIP − CLIP", "CLIP,\n1/5 shuffled",
-                               "SigLIP,\n1/5 shuffled", "SigLIP − CLIP"])  # fmt: skip
-    for size in found["sizes"]:
-        row = [f"{found['pairs'] // size:,}"]
-        for part in (right, wrong):
-            row += [percent(part[loss][size]) for loss in COLORS]
-            row.append(difference(part["SigLIP"][size], part["CLIP"][size]))
-        out.add_row(f"batch {size:,}", *row)
-    out.add_section()
-    for name, value in found["beat"].items():
-        out.add_row(name, "", f"{100 * value:.1f}")
+    pairs = found["pairs"]
+    title = f"recall@1 of {found['held']:,} unseen scenes, both directions, %"
+    out = report.table(title, ["steps", "CLIP", "SigLIP", "SigLIP − CLIP"])
+    usual = f"{pairs // USUAL:,}"
+    for kind, heading in (("right", f"{pairs:,} pairs"), ("shuffled", "a fifth of them wrong"),
+                          ("steps", f"{usual} steps")):  # fmt: skip
+        out.add_row(f"[bold]{heading}[/]")
+        for size in found["small" if kind != "right" else "sizes"]:
+            steps = usual if kind == "steps" else f"{pairs // size:,}"
+            clip, siglip = (found["recall"][kind][loss][size] for loss in COLORS)
+            out.add_row(f"  batch {size:,}", steps, percent(clip), percent(siglip),
+                        difference(siglip, clip))  # fmt: skip
+        out.add_section()
+    out.add_row("[bold]to beat[/]")
+    for name, one in found["beat"].items():
+        out.add_row(f"  {name}", "", f"{100 * one:.1f}", f"{100 * one:.1f}")
     return out
+
+
+def lost(found: dict, loss: str, size: int) -> list[float]:
+    """By wrong captions, of each seed."""
+    right, wrong = (found["recall"][kind][loss][size] for kind in ("right", "shuffled"))
+    return [a - b for a, b in zip(right, wrong, strict=True)]
+
+
+def _remarks(found: dict) -> list[str]:
+    return [
+        f"Wrong captions cost in batches of {size:,}: CLIP {percent(lost(found, 'CLIP', size))}, "
+        f"SigLIP {percent(lost(found, 'SigLIP', size))} points; what SigLIP loses less: "
+        f"{difference(lost(found, 'CLIP', size), lost(found, 'SigLIP', size))}."
+        for size in found["small"]
+    ]
 
 
 def value(found: dict) -> str:
@@ -70,37 +93,33 @@ def value(found: dict) -> str:
 
 def picture(found: dict, path: Path) -> None:
     with report.picture(path):
-        _, (recalls, lost, cost) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-        sizes, width = found["sizes"], 0.05
-        for i, (loss, color) in enumerate(COLORS.items()):
-            for kind in ("right", "shuffled"):
-                values = [found["recall"][kind][loss][size] for size in sizes]
-                means, errors = zip(*(report.two_errors([100 * x for x in v]) for v in values),
-                                    strict=True)  # fmt: skip
-                style = "-" if kind == "right" else "--"
-                label = loss + ("" if kind == "right" else ", a fifth of the captions shuffled")
-                recalls.errorbar(sizes, means, [e if e > 0 else 0 for e in errors], color=color,
-                                 linestyle=style, marker="o", capsize=2, label=label)  # fmt: skip
-            right, wrong = (found["recall"][kind][loss] for kind in ("right", "shuffled"))
-            parts = [report.two_errors([100 * (b - a) for a, b in
-                                        zip(right[s], wrong[s], strict=True)])
-                     for s in sizes]  # fmt: skip
-            lost.errorbar([s * (1 + width * (2 * i - 1)) for s in sizes], [m for m, _ in parts],
-                          [e if e > 0 else 0 for _, e in parts], color=color, marker="o",
-                          capsize=2, label=loss)  # fmt: skip
-        for axis in (recalls, lost):
+        _, (recalls, cost, bars) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+        for loss, color in COLORS.items():
+            for kind, (style, label) in STYLES.items():
+                by_size = found["recall"][kind][loss]
+                _line(recalls, by_size, color=color, linestyle=style, label=loss + label)
+            _line(cost, {size: lost(found, loss, size) for size in found["small"]}, color=color,
+                  label=loss)  # fmt: skip
+        for axis, sizes in ((recalls, found["sizes"]), (cost, found["small"])):
             axis.set_xscale("log", base=2)
             axis.set_xticks(sizes, [f"{s:,}" for s in sizes])
             axis.set_xlabel("batch")
-        beat = 100 * found["beat"]["nearest pixel"]
+        beat = 100 * found["beat"]["words alone"]
         recalls.axhline(beat, color=MUTED, linestyle=":")
-        recalls.text(sizes[0], beat, " nearest pixel", color=MUTED, va="bottom")
+        recalls.text(found["sizes"][-1], beat, "words alone", color=MUTED, va="bottom", ha="right")
         recalls.set(title=f"Recall@1, %, after {found['pairs']:,} pairs", ylim=(0, None))
-        recalls.legend(fontsize=8)
-        lost.axhline(0, color=MUTED, linewidth=0.8)
-        lost.set(title="What shuffled captions cost, points of recall@1")
-        lost.legend(loc="lower right")
-        _bars(cost, found)
+        recalls.legend(fontsize=7.5)
+        cost.set(title="Points lost by a fifth of wrong captions", ylim=(0, None))
+        cost.legend(loc="lower right")
+        _bars(bars, found)
+
+
+def _line(axis, by_size: dict, **looks) -> None:
+    """Means with two standard errors of them, in %."""
+    points = [report.two_errors([100 * x for x in seeds]) for seeds in by_size.values()]
+    means, errors = zip(*points, strict=True)
+    axis.errorbar([*by_size], means, [e if e > 0 else 0 for e in errors], marker="o", markersize=4,
+                  capsize=2, **looks)  # fmt: skip
 
 
 def _bars(axis, found: dict) -> None:
