@@ -67,9 +67,9 @@ def lost(found: dict, loss: str, size: int) -> list[float]:
 
 def _remarks(found: dict) -> list[str]:
     return [
-        f"Wrong captions cost in batches of {size:,}: CLIP {percent(lost(found, 'CLIP', size))}, "
-        f"SigLIP {percent(lost(found, 'SigLIP', size))} points; what SigLIP loses less: "
-        f"{difference(lost(found, 'CLIP', size), lost(found, 'SigLIP', size))}."
+        f"Wrong captions cost, points, in batches of {size:,}: CLIP "
+        f"{percent(lost(found, 'CLIP', size))}, SigLIP {percent(lost(found, 'SigLIP', size))}; "
+        f"SigLIP is {difference(lost(found, 'CLIP', size), lost(found, 'SigLIP', size))}."
         for size in found["small"]
     ]
 
@@ -107,8 +107,8 @@ def picture(found: dict, path: Path) -> None:
         beat = 100 * found["beat"]["words alone"]
         recalls.axhline(beat, color=MUTED, linestyle=":")
         recalls.text(found["sizes"][-1], beat, "words alone", color=MUTED, va="bottom", ha="right")
-        recalls.set(title=f"Recall@1, %, after {found['pairs']:,} pairs", ylim=(0, None))
-        recalls.legend(fontsize=7.5)
+        recalls.set(title=f"Recall@1, %, after {found['pairs']:,} pairs", ylim=(0, 100))
+        recalls.legend(fontsize=7.5, loc="upper right")
         cost.set(title="Points lost by a fifth of wrong captions", ylim=(0, None))
         cost.legend(loc="lower right")
         _bars(bars, found)
@@ -136,5 +136,5 @@ def _bars(axis, found: dict) -> None:
     axis.set_xticks(range(place), names)
     axis.grid(False, axis="x")
     most = max(c["peak_mb"] for loss in COLORS for c in found["cost"]["alone"][loss].values() if c)
-    axis.set(title=f"A loss of {found['sizes'][-1]:,} pairs alone: memory, MB, and time",
+    axis.set(title=f"A loss of {found['sizes'][-1]:,} pairs: MB, and time",
              ylim=(0, 1.2 * most))  # fmt: skip

@@ -198,20 +198,12 @@ def sheet(heldout: Pairs, scores: torch.Tensor, path: Path, rows: int = 6) -> No
         figure.text(0.99, 0.012, text, ha="right", color=MUTED, fontsize=8)
 
 
-def _picture(axis, image: torch.Tensor, edge: str | None = None) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set(visible=edge is not None, color=edge, linewidth=2.5)
-
-
 def _captions(figure, heldout: Pairs, scores: torch.Tensor, shown: list[int], rows: int) -> None:
     axes = figure.subplots(rows, 4, gridspec_kw={
         "width_ratios": (1, 2.6) * 2, "left": 0.02, "right": 0.99, "top": 0.92, "bottom": 0.05,
         "wspace": 0.05, "hspace": 0.12})  # fmt: skip
     for index, (image, text) in zip(shown, axes.reshape(-1, 2), strict=True):
-        _picture(image, heldout.images[index])
+        report.show(image, heldout.images[index])
         text.axis("off")
         lines = 0
         for best in scores[index].topk(3).indices.tolist():
@@ -232,4 +224,4 @@ def _pictures(figure, heldout: Pairs, scores: torch.Tensor, shown: list[int], ro
         text.text(0, 0.5, "\n".join(textwrap.wrap(heldout.captions[index], 24)), va="center",
                   color=INK, transform=text.transAxes)  # fmt: skip
         for image, best in zip(images, scores[:, index].topk(5).indices.tolist(), strict=True):
-            _picture(image, heldout.images[best], GREEN if best == index else None)
+            report.show(image, heldout.images[best], GREEN if best == index else None)

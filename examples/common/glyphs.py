@@ -205,6 +205,13 @@ def half(held: Glyphs, test: bool) -> Glyphs:
     return held.take([i for i, n in enumerate(held.names) if (fraction(f"half {n}") < 0.5) == test])
 
 
+def drawn_by_several(known: Glyphs) -> Glyphs:
+    """The glyphs whose names more than one hand has drawn."""
+    pairs = set(zip(known.names, known.designs, strict=True))
+    hands = Counter(name for name, _ in pairs)
+    return known.take([i for i, name in enumerate(known.names) if hands[name] > 1])
+
+
 # ---- painting
 
 
@@ -250,28 +257,37 @@ def describe(name: str, ink: str, ground: str, outlined: bool, crossed: bool) ->
     return f"{article} {ink} {outline}{name}{line}, on {ground}"
 
 
-def paint(known: Glyphs, count: int, seed: int) -> Painted:
-    """`count` pictures with different captions, each glyph about equally often."""
+def paint(
+    known: Glyphs, count: int, seed: int, batch: int = 0, contrast: int = CONTRAST
+) -> Painted:
+    """`count` pictures with different captions, each glyph about equally often.
+
+    With a `batch` so many in a row have the same two colors, and captions differ within the batch.
+    Of different colors these tell most pairs apart, and a contrast teaches towers little else.
+    A `contrast` of 400 leaves black on white and white on black.
+    """
     generator = torch.Generator().manual_seed(seed)
-    far = torch.cdist(palette(), palette()) >= CONTRAST
-    pairs = far.nonzero()  # (pairs, 2): inks and the grounds they show on
-    if count > len(pairs) * len(set(known.names)):
-        raise ValueError(f"{len(set(known.names))} names have fewer than {count} captions")
-    rows: dict[str, tuple[int, int, int, bool]] = {}  # in the order they were drawn
+    pairs = (torch.cdist(palette(), palette()) >= contrast).nonzero()  # inks and their grounds
+    names = len(set(known.names))
+    if (batch or count) > names * (1 if batch else len(pairs)):
+        raise ValueError(f"{names} names have fewer than {batch or count} captions")
+    alike = batch or 1
+    chosen = torch.randint(len(pairs), (-(-count // alike),), generator=generator)
+    colors = pairs[chosen].tolist()
+    rows: dict[tuple[int, str], tuple[int, int, int, bool]] = {}  # in the order they were drawn
     while len(rows) < count:
         item = torch.randperm(len(known.names), generator=generator)
-        chosen = pairs[torch.randint(len(pairs), (len(item),), generator=generator)]
         line = (torch.rand(len(item), generator=generator) < CROSSED) & ~known.crossed[item]
-        crossed = (line | known.crossed[item]).tolist()
-        for i, colors, painted, c in zip(
-            item.tolist(), chosen.tolist(), line.tolist(), crossed, strict=True
-        ):
-            ink, ground = (NAMES[color] for color in colors)
-            text = describe(known.names[i], ink, ground, bool(known.outlined[i]), c)
-            rows.setdefault(text, (i, *colors, painted))
-    columns = torch.tensor([*rows.values()][:count])
-    item, ink, ground, line = columns.unbind(1)
-    return Painted(known, item, ink, ground, line.bool(), [*rows][:count])
+        for i, painted in zip(item.tolist(), line.tolist(), strict=True):
+            if len(rows) < count:
+                group = len(rows) // alike
+                ink, ground = colors[group]
+                crossed = painted or bool(known.crossed[i])
+                outlined = bool(known.outlined[i])
+                text = describe(known.names[i], NAMES[ink], NAMES[ground], outlined, crossed)
+                rows.setdefault((group if batch else 0, text), (i, ink, ground, painted))
+    item, ink, ground, line = torch.tensor([*rows.values()]).unbind(1)
+    return Painted(known, item, ink, ground, line.bool(), [text for _, text in rows])
 
 
 # ---- what there is, in figures and pictures
@@ -329,7 +345,7 @@ def sheet(path: Path, seed: int = 0) -> None:
             axes[row, column].axis("off")
             if (SHOWN[column], design) in first:
                 mask = everything.masks[first[SHOWN[column], design]]
-                _show(axes[row, column], 255 - mask[:, :, None].expand(-1, -1, 3))
+                report.show(axes[row, column], 255 - mask.expand(3, -1, -1))
             if row == 0:
                 axes[0, column].set_title(SHOWN[column], weight="normal", loc="center")
             if column == 0:
@@ -339,17 +355,9 @@ def sheet(path: Path, seed: int = 0) -> None:
         edges = {"left": 0.02, "right": 0.98, "top": 0.98, "bottom": 0.15, "hspace": 0.5}
         axes = lower.subplots(2, 8, gridspec_kw=edges)
         for axis, image, text in zip(axes.flat, painted.draw(), painted.captions, strict=True):
-            _show(axis, image.permute(1, 2, 0))
+            report.show(axis, image)
             axis.set_xlabel("\n".join(textwrap.wrap(text, 18)), fontsize=7.5, color=report.INK)
         figure.text(0.99, 0.005, CREDIT, ha="right", color=report.MUTED, fontsize=7)
-
-
-def _show(axis, image: torch.Tensor) -> None:
-    axis.imshow(image.to(torch.uint8).numpy(), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
 
 
 def main() -> None:

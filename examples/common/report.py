@@ -94,6 +94,15 @@ def picture(path: Path, dpi: int = 110) -> Iterator[None]:
         plt.close()
 
 
+def show(axis, image: torch.Tensor, edge: str | None = None) -> None:
+    """An uint8 picture (3, H, W) pixel by pixel, in a frame of color `edge` if there is one."""
+    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set(visible=edge is not None, color=edge, linewidth=2.5)
+
+
 def looks(color: str, kind: str) -> dict:
     """Of a curve: what is compared with is dashed and thin, so that both show where they agree."""
     dashed = kind == "eager"

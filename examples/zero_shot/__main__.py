@@ -8,8 +8,8 @@ Learning Transferable Visual Models From Natural Language Supervision, Radford e
 2103.00020), in small: one image tower, taught by captions with CLIP's and SigLIP's losses, by the
 words of captions alone (their baseline), by labels of some of the pictures, or not at all.
 
-1. Each is trained on as many pictures. Captions come with 2,620 pictures and with painted glyphs by
-   four hands; labels with 2,016 of the pictures.
+1. Each is trained on as many pictures. Captions come with 2,620 pictures and with glyphs by four
+   hands; labels with 2,016 of the pictures.
 2. Zero-shot: unseen things by the names of their classes, the same as line drawings, words drawn by
    hands never seen, handwritten digits; one prompt for a class, and an ensemble of prompts.
 3. Linear probes of each tower, by the number of labels.
@@ -37,11 +37,19 @@ from examples.common.supervision import (
     label_loss,
     word_loss,
 )
-from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, embed
+from examples.common.towers import (
+    PAD,
+    UNKNOWN,
+    ImageTower,
+    TextTower,
+    TwoTowers,
+    Words,
+    embed,
+)
 from examples.common.training import Batches, arguments, conduct, train
 from examples.zero_shot import report as pages
 from examples.zero_shot.probes import Labels, curve
-from examples.zero_shot.tasks import Task, choices, enlarge, tasks
+from examples.zero_shot.tasks import Task, choices, enlarge, tasks, taught
 
 BATCH = 64, 192  # pictures, painted glyphs
 DIM = 128
@@ -72,14 +80,14 @@ def tower_run(kind: str, seed: int, batches: Batches, args, steps: int = 0) -> T
         loss = CONTRASTS[kind] if name == kind else contrast(EAGER[name])
     path = args.out / f"{kind.replace(', ', '-')}-{seed}.pt"
     settings = {"seed": seed, "batch": list(BATCH)}
-    return TowerRun(kind, path, model, loss, batches, steps or args.steps, settings, 2e-3,
+    return TowerRun(kind, path, model, loss, batches, steps or args.steps, settings, 4e-3,
                     args.device)  # fmt: skip
 
 
 def caption_batches(seed: int, args) -> Batches:
-    """A quarter pictures, the rest painted glyphs."""
+    """A quarter pictures, the rest glyphs in black and white."""
     known = subgroups.split().train
-    painted = glyphs.paint(glyphs.split().train, BATCH[1] * args.steps, seed)
+    painted = glyphs.paint(taught(), BATCH[1] * args.steps, seed, BATCH[1], contrast=400)
     words = Words([*known.captions, *painted.captions])
     return Batches(Pairs(known.images, known.captions), painted, BATCH, words, seed)
 
@@ -100,16 +108,15 @@ def directions(model: TwoTowers, words: Words, prompts: list[list[str]]) -> torc
     return tw.evaluation.zero_shot_classifier([embed(model.text, words(t)) for t in prompts])
 
 
-def by_words(model: Classifier, words: Words, task: Task, prompts: list[list[str]],
-             usual: torch.Tensor) -> torch.Tensor:  # fmt: skip
-    """(N, classes): the logits of the prompts' words, above what they usually are; the mean."""
-    share = torch.zeros(len(prompts), len(usual))  # of each word in a class's prompts
+def by_words(logits: torch.Tensor, words: Words, prompts: list[list[str]]) -> torch.Tensor:
+    """(N, classes): the mean logit of the words of a class's prompts, of logits (N, vocabulary)
+    above what they usually are."""
+    share = torch.zeros(len(prompts), logits.shape[1])  # of each word in a class's prompts
     for row, texts in zip(share, prompts, strict=True):
         tokens = words(texts).flatten()
         row.index_add_(0, tokens, torch.ones(len(tokens)))
-    share[:, :2] = 0  # padding, unknown words
-    share /= share.sum(1, keepdim=True).clamp(min=1)
-    return (embed(model, task.images) - usual) @ share.T
+    share[:, [PAD, UNKNOWN]] = 0
+    return logits @ (share / share.sum(1, keepdim=True).clamp(min=1)).T
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -122,18 +129,19 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 def zero_shot(runs: dict[str, TowerRun], words: Words, known: list[Task]) -> dict:
     """{method: {task: accuracy}} of one seed's towers."""
     found: dict[str, dict] = {}
-    pictures = subgroups.split().train.images
-    usual = embed(runs["words"].model, pictures).mean(0)
+    usual = embed(runs["words"].model, subgroups.split().train.images).mean(0)
     for task in known:
-        for shown, prompts in (("one prompt", task.one), ("ensemble", task.ensemble)):
-            for kind in ("CLIP", "SigLIP"):
-                model = runs[kind].model
+        prompts = {"one prompt": task.one, "ensemble": task.ensemble}
+        for kind in ("CLIP", "SigLIP"):
+            image = embed(runs[kind].model.image, task.images)
+            for shown, texts in prompts.items():
                 right = tw.evaluation.zero_shot_accuracy(
-                    embed(model.image, task.images), directions(model, words, prompts),
-                    task.labels, k=1,
-                )  # fmt: skip
+                    image, directions(runs[kind].model, words, texts), task.labels, k=1
+                )
                 found.setdefault(f"{kind}, {shown}", {})[task.title] = right[1]
-            scores = by_words(runs["words"].model, words, task, prompts, usual)
+        logits = embed(runs["words"].model, task.images) - usual
+        for shown, texts in prompts.items():
+            scores = by_words(logits, words, texts)
             found.setdefault(f"words, {shown}", {})[task.title] = accuracy(scores, task.labels)
         if task.classes == subgroups.classes():
             scores = embed(runs["labels"].model, task.images)
@@ -225,7 +233,7 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, Path("out/zero_shot"), every=100, on_device=True)
     add = parser.add_argument
-    add("--steps", type=int, default=240, help="of each tower (default: %(default)s)")
+    add("--steps", type=int, default=300, help="of each tower (default: %(default)s)")
     add("--choose", action="store_true", help="accuracy of the validation parts, for choices")
     args = parser.parse_args(argv)
     args.seeds = 3

@@ -151,10 +151,8 @@ def sheet(tasks: list, scores: list[torch.Tensor], path: Path, columns: int = 8)
             generator = torch.Generator().manual_seed(1)
             chosen = torch.randperm(len(task.labels), generator=generator)[:columns].tolist()
             for axis, i in zip(row, chosen, strict=True):
-                axis.imshow(task.images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
                 best, right = int(found[i].argmax()), int(task.labels[i])
+                report.show(axis, task.images[i], GREEN if best == right else RED)
                 text = task.classes[best]
                 if best != right:
                     text += f"\n(is: {task.classes[right]})"

@@ -5,6 +5,7 @@ A task has a validation part, for choices, and a test part, which is looked at o
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,10 @@ import torch.nn.functional as F
 
 from examples.common import glyphs, subgroups
 from examples.common.data import Digits, split_digits
-from examples.common.glyphs import describe
+from examples.common.glyphs import Glyphs, describe
 from examples.common.subgroups import Labelled
 
 MEMBERS = 30  # at most so many captions of a class among its prompts
-COLORED = [
-    ("black", "white"), ("white", "black"), ("teal", "white"), ("red", "yellow"),
-    ("white", "blue"), ("blue", "orange"), ("purple", "white"), ("white", "green"),
-]  # fmt: skip
 WORDS = "zero one two three four five six seven eight nine".split()
 
 
@@ -93,25 +90,34 @@ def pictures(test: bool) -> list[Task]:
 # ---- the same word by another hand
 
 
-def hands(test: bool, count: int = 2000) -> Task:
-    """Names that training knows, drawn by Phosphor and Remix, in all colors."""
-    train, _, designs = glyphs.split()
+@cache
+def taught() -> Glyphs:
+    """What training sees: names that several hands have drawn, and numerals."""
+    train = glyphs.split().train
+    known = set(glyphs.drawn_by_several(train).names)
+    known |= {name for name in train.names if name.startswith("numeric ")}
+    return train.take([i for i, name in enumerate(train.names) if name in known])
+
+
+def hands(test: bool) -> Task:
+    """Names that training knows, drawn by Phosphor and Remix, in black on white."""
+    train = taught()
     seen = set(train.names)
-    part = glyphs.half(designs, test)
-    part = part.take([i for i, name in enumerate(part.names) if name in seen])
+    part = glyphs.half(glyphs.split().designs, test)
+    part = part.take([i for i, name in enumerate(part.names)
+                      if name in seen and not part.crossed[i]])  # fmt: skip
     names = sorted(set(part.names))
     index = {name: i for i, name in enumerate(names)}
-    painted = glyphs.paint(part, count, seed=int(test))
-    labels = torch.tensor([index[name] for name in part.names])[painted.item]
     rows = [i for i, name in enumerate(train.names) if name in index]
     ensemble = [
-        [describe(name, ink, ground, outlined, False)
-         for ink, ground in COLORED for outlined in (False, True)]
+        [describe(name, *colors, outlined, False)
+         for colors in (("black", "white"), ("white", "black")) for outlined in (False, True)]
         for name in names
     ]  # fmt: skip
     return Task(
-        "unseen hands", painted.draw(), labels, names, [[name] for name in names], ensemble,
-        part.masks[painted.item], train.masks[rows],
+        "unseen hands", 255 - part.masks[:, None].expand(-1, 3, -1, -1),
+        torch.tensor([index[name] for name in part.names]), names, [[name] for name in names],
+        ensemble, part.masks, train.masks[rows],
         torch.tensor([index[train.names[i]] for i in rows]),
     )  # fmt: skip
 
@@ -121,7 +127,7 @@ def hands(test: bool, count: int = 2000) -> Task:
 
 def mnist(test: bool, count: int = 1000) -> Task:
     """Handwritten digits; training has seen printed ones, on keys, in boxes and in circles."""
-    train, _, _ = glyphs.split()
+    train = taught()
     held = split_digits()[1] if test else choices(count)
     images = enlarge(held.images)
     of = {f"numeric {i}": i for i in range(10)} | {str(i): i for i in range(10)}

@@ -73,6 +73,9 @@ def test_a_caption_says_what_is_painted():
             ", crossed out" * crossed  # fmt: skip
         if some.crossed[i]:
             assert images[i, :, 16, 16].tolist() == list(glyphs.COLORS[ink])
+    rows = glyphs.paint(train, 300, seed=1, batch=100)
+    assert len(torch.stack([rows.ink, rows.ground], 1)[:100].unique(dim=0)) == 1
+    assert len(rows.ink.unique()) > 1 and len(set(rows.captions)) == 300
     with pytest.raises(ValueError, match="fewer"):
         glyphs.paint(train.take([0]), 1000, seed=0)
 
