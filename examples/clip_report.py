@@ -14,8 +14,7 @@ from examples.common.report import BLUE, INK, MUTED, ORANGE
 
 COLORS = {"CLIP": ORANGE, "SigLIP": BLUE}
 USUAL = 512  # the batch whose steps smaller ones make too
-STYLES = {"right": ("-", ""), "shuffled": ("--", ", a fifth of the captions wrong"),
-          "steps": (":", ", as many steps as batches of 512")}  # fmt: skip
+STYLES = {"right": ("-", ""), "shuffled": ("--", ", 1/5 wrong"), "steps": (":", ", equal steps")}
 
 
 def percent(values: list[float]) -> str:
