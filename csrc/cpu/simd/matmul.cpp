@@ -172,6 +172,7 @@ void multiply_with_tiles(const MatrixProduct& p) {
 
 void pack_panel(const PanelSource& from, void* panel) {
   const int64_t depth = depth_of(from.depth, from.bfloat16), panel_depth = padded_depth(depth);
+  if (depth == 0) return;  // the panel may be nowhere
   if (depth < panel_depth || from.cols < kPanel) {
     std::memset(panel, 0, panel_depth * kPanel * sizeof(float));
   }
