@@ -45,8 +45,8 @@ vae: build  ## train VAEs and a GAN on digits, our sampling beside eager operati
 blip: build  ## train BLIP on scenes: search, matching, captions, answers, and a pool that it cleans
 	$(PY) -m examples.blip
 
-recipes: build  ## run all examples, and collect tables and pictures in out/recipes/index.html
-	$(PY) -m examples.recipes
+recipes: build  ## run all examples, or RECIPES="bias dfn", and collect all in out/recipes/index.html
+	$(PY) -m examples.recipes $(RECIPES)
 
 # `make vqgan VQGAN=--resume` goes on from the checkpoints of a run that was stopped.
 vqgan: build  ## train a VQGAN and a transformer over its codes: new pictures from captions

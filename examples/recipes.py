@@ -1,6 +1,6 @@
 """All examples one after another, and one page with what they printed and drew.
 
-    python -m examples.recipes                # all; about half an hour on two cores
+    python -m examples.recipes                # all; about an hour on two cores
     python -m examples.recipes bias dfn       # some of them
     python -m examples.recipes --quick        # a look at each
     python -m examples.recipes --resume       # what was done is not done again

@@ -32,9 +32,8 @@ from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, scor
 from examples.common.training import Batches, Run, arguments, optimize, progress, train
 
 NEXT = (
-    "Next: python -m examples.bias (what b is), python -m examples.dfn (better data), "
-    "python -m examples.cheaper (cheaper training); examples/README.md has all, `make recipes` "
-    "runs them."
+    "Next: `make recipes RECIPES=bias` says what b is, RECIPES=dfn finds better data, "
+    "RECIPES=cheaper trains at less cost; `make recipes` runs all of examples/README.md."
 )
 
 

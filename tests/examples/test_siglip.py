@@ -364,6 +364,6 @@ def test_small_run_compares_the_losses_and_writes_the_pictures(tmp_path, monkeyp
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     report = (tmp_path / "report.txt").read_text().rstrip()
     assert "nearest pixel" in report and "share of the towers" in report
-    assert "512 pairs: 6.6x faster, 36 MB in place of 6.3 GB.\nNext: python -m" in report
+    assert "512 pairs: 6.6x faster, 36 MB in place of 6.3 GB.\nNext: `make recipes" in report
     assert report.splitlines()[1].startswith("In 12 steps two small towers learn with the fused")
     assert report.index("512 pairs, the loss") < report.index("32 pairs a step")
