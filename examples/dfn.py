@@ -1,6 +1,6 @@
 """Better data: a filter network ranks pairs of which a known share has a wrong caption.
 
-    python -m examples.dfn             # four minutes on two cores
+    python -m examples.dfn             # five minutes of one core
     python -m examples.dfn --quick     # a look at every stage
     python -m examples.dfn --resume    # go on from the checkpoints in --out
 
