@@ -14,7 +14,7 @@ from tilewise.kernels import _common
 from tilewise.kernels._finish import total
 
 BLOCK = 1024  # codes whose sizes one program moves
-ELEMENTS, WIDEST = 2048, 1024  # of a block of codes, and its columns
+ELEMENTS, WIDEST = 1024, 1024  # of a block of codes, and its columns: more would spill
 INTERPRETER_ELEMENTS = 16384
 
 
@@ -163,5 +163,7 @@ def moving_averages(
             embed_avg, embed, sums, cluster_size, totals, flag, codes, blocks, dim,
             *strides(sums), weight, eps, smallest,
             REFRESH=refresh, COSINE=cosine, ROWS=rows, COLS=cols,
+            # All there are: left alone, ptxas spills a register of some to save others.
+            **({"maxnreg": 255} if arch.startswith("sm_") else {}),
         )
         increment_version([cluster_size, embed_avg, embed])
