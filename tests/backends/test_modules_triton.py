@@ -112,7 +112,7 @@ def test_averages_are_torchs(settings, enabled):
     both = torch.cat([counts.float().unsqueeze(-1), sums], -1)
     for n, s in ((counts, sums), (both[..., 0], both[..., 1:])):
         for exact, eager, ours in averaged(
-            book, lambda b, n=n, s=s: b._average(n, s, b.ema_update, flag)
+            book, lambda b, n=n, s=s: b.average(n, s, enabled=flag)
         ):
             error, theirs = ((x.double() - exact).abs().amax() for x in (ours, eager))
             assert error <= 2 * theirs + 1e-6 * exact.abs().amax()
@@ -130,7 +130,7 @@ def test_nothing_changes_where_it_is_not_enabled():
     book = codebook(heads=2)
     before = copy.deepcopy(book.state_dict())
     with tw.backend("triton"):
-        book._average(torch.ones(2, 30), torch.randn(2, 30, 7), True, torch.tensor(False))
+        book.average(torch.ones(2, 30), torch.randn(2, 30, 7), enabled=torch.tensor(False))
     assert all(torch.equal(x, before[name]) for name, x in book.state_dict().items())
 
 
