@@ -11,7 +11,7 @@ from rich.console import Console
 
 from examples.common import large_batch, report
 from examples.common.matching import odds
-from examples.common.report import BLUE, GREEN, INK, MUTED, PURPLE, RED, percent, verdict
+from examples.common.report import BLUE, GREEN, INK, MUTED, PURPLE, RED, difference, percent
 
 UNITS = ["T = 0", "T = 0, then moved for each unit", "one T, the best of the sweep",
          "a T for each unit, the best of the sweep", "b = -T learnt"]  # fmt: skip
@@ -49,10 +49,9 @@ def _units(seeds: list[dict]):
     learnt = [found["b = -T learnt"] for found in seeds]
     for name in UNITS:
         values = [found[name] for found in seeds]
-        less = [a - b for a, b in zip(values, learnt, strict=True)]
         own = name == "b = -T learnt"
         made.add_row(name, str(TRAININGS.get(name, 1)), percent(values),
-                     "" if own else f"{percent(less, '+')} {verdict(less)}")  # fmt: skip
+                     "" if own else difference(values, learnt))  # fmt: skip
     return made
 
 
@@ -76,13 +75,12 @@ def _pairs(found: dict, args: argparse.Namespace):
                 precision, recall, f1 = (list(column) for column in zip(*calls, strict=True))
                 at = [-one["bias"] / one["scale"] if kind == "learnt" else one["hand"]
                       for one in seeds]  # fmt: skip
-                less = [a - b for a, b in zip(f1, hand, strict=True)]
                 learnt = kind == "learnt"
                 made.add_row(
                     f"  b₀ = {start}: -b / t" if learnt else "    by hand",
                     f"{statistics.mean(at):.2f}",
                     percent(precision), percent(recall), percent(f1),
-                    f"{percent(less, '+')} {verdict(less)}" if learnt else "",
+                    difference(f1, hand) if learnt else "",
                     _claimed([one["calibration"] for one in seeds]) if learnt else "",
                 )  # fmt: skip
     return made
@@ -101,13 +99,12 @@ def _starts(found: dict, args: argparse.Namespace):
         for start in STARTS:
             seeds = found["runs"][f"{batch}/{start}"]
             ones = [one["recall"][0] for one in seeds]
-            less = [a - b for a, b in zip(ones, usual, strict=True)]
             made.add_row(
                 f"  b₀ = {start}", _mean([one["first loss"] for one in seeds]),
                 _mean([one["last loss"] for one in seeds], 2),
                 _mean([one["bias"] for one in seeds]), _mean([one["scale"] for one in seeds]),
                 percent(ones),
-                "" if start == "-10" else f"{percent(less, '+')} {verdict(less)}",
+                "" if start == "-10" else difference(ones, usual),
             )  # fmt: skip
     made.add_section()
     made.add_row("chance", "", "", "", "", percent([1 / found["candidates"]]), "")
@@ -141,13 +138,13 @@ def value(found: dict, args: argparse.Namespace) -> str:
     """What the bias is, in a sentence."""
     batch = args.batches[-1]
     seeds = found["runs"][f"{batch}/-10"]
-    less = [one["learnt calls"][2] - one["hand calls"][2] for one in seeds]
+    learnt, hand = ([one[f"{kind} calls"][2] for one in seeds] for kind in ("learnt", "hand"))
     first = {start: statistics.mean(one["first loss"] for one in found["runs"][f"{batch}/{start}"])
              for start in STARTS}  # fmt: skip
     return (
         f"Among {batch} candidates SigLIP's own threshold, -b / t, calls matches with an F1 "
-        f"{percent(less, '+')} points from the best one picked by hand ({verdict(less)}); a run "
-        f"begins at a loss of {first['log odds']:.1f} where b is the log odds of a match, "
+        f"of {percent(learnt)} %, from the best one picked by hand {difference(learnt, hand)}; a "
+        f"run begins at a loss of {first['log odds']:.1f} where b is the log odds of a match, "
         f"{first['-10']:.1f} at -10 and {first['0']:.0f} at 0."
     )
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 
 from examples.common import large_batch, report
-from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, percent, verdict
+from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, difference, percent
 from examples.common.retrieval import both
 
 COLORS = {
@@ -50,13 +50,12 @@ def tables(console: Console, found: dict) -> None:
     plain = [both(seed["methods"]["plain"]["recall"]) for seed in seeds]
     for name in COLORS:
         recalls = [seed["methods"][name]["recall"] for seed in seeds]
-        less = [both(r) - p for r, p in zip(recalls, plain, strict=True)]
         before = seconds_before(found, name)
         made.add_row(
             name, report.duration(before) if before else "", report.duration(plan["seconds"][name]),
             str(plan["steps"][name]), _until(found, name),
             percent([r[0] for r in recalls]), percent([r[2] for r in recalls]),
-            "" if name == "plain" else f"{percent(less, '+')} {verdict(less)}",
+            "" if name == "plain" else difference([both(r) for r in recalls], plain),
         )  # fmt: skip
     made.add_section()
     for name in ("nearest pixel", "chance"):
@@ -88,13 +87,12 @@ def value(found: dict) -> str:
     parts = []
     for name in ("FLIP, 50 %", "FLIP, 75 %", "LiT, locked", "LiT, unlocked", "CatLIP"):
         ones = [both(seed["methods"][name]["recall"]) for seed in found["seeds"]]
-        less = [a - b for a, b in zip(ones, plain, strict=True)]
-        parts.append(f"{name} {percent(less, '+')} ({verdict(less)})")
+        parts.append(f"{name} {difference(ones, plain)}")
     return (
         f"Steps are {seconds['plain'] / seconds['FLIP, 50 %']:.1f} and "
         f"{seconds['plain'] / seconds['FLIP, 75 %']:.1f} times shorter with FLIP, "
         f"{seconds['plain'] / seconds['LiT, locked']:.1f} times with LiT; recall@1 after equal "
-        f"time, in points from the plain run's: {', '.join(parts)}."
+        f"time, in points from the plain run's: {'; '.join(parts)}."
     )
 
 

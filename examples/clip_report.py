@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 
@@ -10,24 +9,11 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 
 from examples.common import large_batch, report
-from examples.common.report import BLUE, INK, MUTED, ORANGE
+from examples.common.report import BLUE, INK, MUTED, ORANGE, difference, percent
 
 COLORS = {"CLIP": ORANGE, "SigLIP": BLUE}
 USUAL = 512  # the batch whose steps smaller ones make too
 STYLES = {"right": ("-", ""), "shuffled": ("--", ", 1/5 wrong"), "steps": (":", ", equal steps")}
-
-
-def percent(values: list[float]) -> str:
-    """The mean ± two standard errors, in %."""
-    mean, error = report.two_errors([100 * v for v in values])
-    return f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
-
-
-def difference(ours: list[float], theirs: list[float]) -> str:
-    """Of equal seeds: a mean that is two standard errors from 0 is a difference."""
-    mean, error = report.two_errors([100 * (a - b) for a, b in zip(ours, theirs, strict=True)])
-    verdict = "equal" if not abs(mean) > error else "better" if mean > 0 else "worse"
-    return f"{mean:+.1f} ± {error:.1f}, {verdict}"
 
 
 def tables(console: Console, found: dict) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from examples.common import large_batch, report
 from examples.common.data import CREDIT, Pairs
-from examples.common.report import BLUE, GREEN, MUTED, ORANGE, PURPLE, RED, percent, verdict
+from examples.common.report import BLUE, GREEN, MUTED, ORANGE, PURPLE, RED, difference, percent
 from examples.common.retrieval import both
 
 COLORS = {"filtered": BLUE, "random": ORANGE, "oracle-clean": GREEN, "whole pool": PURPLE,
@@ -72,8 +72,7 @@ def _sets(found: dict):
         forth, _, back, _ = columns([s["sets"][name]["recall"] for s in seeds])
         cells = []
         for other in ("random", "whole pool"):
-            less = [a - b for a, b in zip(ones[name], ones[other], strict=True)]
-            cells.append("" if name == other else f"{percent(less, '+')} {verdict(less)}")
+            cells.append("" if name == other else difference(ones[name], ones[other]))
         count = seeds[0]["sets"][name]["pairs"]
         made.add_row(name, f"{count:,}", percent(forth), percent(back), *cells)
     made.add_section()
@@ -110,12 +109,11 @@ def value(found: dict) -> str:
     ones = {k: [both(s["sets"][k]["recall"]) for s in seeds] for k in COLORS}
     parts = []
     for other in ("random", "whole pool", "oracle-clean"):
-        less = [a - b for a, b in zip(ones["filtered"], ones[other], strict=True)]
         words = {"random": "as many random ones", "whole pool": "the whole pool",
                  "oracle-clean": "as many right ones"}[other]  # fmt: skip
-        parts.append(f"{percent(less, '+')} than on {words} ({verdict(less)})")
+        parts.append(f"{difference(ones['filtered'], ones[other])} than on {words}")
     return (f"The half that the filter keeps is right in {percent(precision)} % of its pairs; "
-            f"recall@1 of a model trained on it is, in points, {', '.join(parts)}.")  # fmt: skip
+            f"recall@1 of a model trained on it is, in points, {'; '.join(parts)}.")  # fmt: skip
 
 
 # ---- the pictures

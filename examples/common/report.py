@@ -78,6 +78,12 @@ def verdict(differences: list[float]) -> str:
     return "better" if mean > 0 else "worse"
 
 
+def difference(ours: list[float], theirs: list[float]) -> str:
+    """Of shares, run by run, and what may be said of it: "+1.2 ± 0.3, better"."""
+    less = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return ", ".join(filter(None, (percent(less, "+"), verdict(less))))
+
+
 def memory(mb: float) -> str:
     """Megabytes or, where there are many or few, gigabytes or kilobytes."""
     if mb < 1:

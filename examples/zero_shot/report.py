@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from examples.common import large_batch, report
 from examples.common.data import CREDIT, DIGITS_CREDIT
 from examples.common.glyphs import CREDIT as GLYPHS_CREDIT
-from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED
+from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, percent
 
 COLORS = {"CLIP": ORANGE, "SigLIP": BLUE, "words": PURPLE, "labels": GREEN, "random": MUTED,
           "pixels": RED}  # fmt: skip
@@ -22,12 +21,6 @@ MADE = {"CLIP": "CLIP", "SigLIP": "SigLIP", "words": "bag of words", "labels": "
 BEAT = ["chance", "majority class", "nearest pixel"]
 METHODS = ["labels"] + [f"{kind}, {shown}" for kind in ("words", "CLIP", "SigLIP")
                         for shown in ("one prompt", "ensemble")]  # fmt: skip
-
-
-def percent(values: list[float]) -> str:
-    """The mean ± two standard errors, in %."""
-    mean, error = report.two_errors([100 * v for v in values])
-    return f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
 
 
 def seeds(found: dict, method: str, task: str) -> list[float]:
