@@ -1,6 +1,6 @@
 """Cheaper training of two towers: LiT, FLIP and CatLIP beside the plain run, at equal time.
 
-    python -m examples.cheaper             # four minutes on two cores
+    python -m examples.cheaper             # five minutes of one core
     python -m examples.cheaper --quick     # a look at every stage
     python -m examples.cheaper --resume    # go on from the checkpoints in --out
 
