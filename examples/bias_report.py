@@ -58,8 +58,8 @@ def _units(seeds: list[dict]):
 def _pairs(found: dict, args: argparse.Namespace):
     """Thresholds that are learnt, beside the one that is picked by hand."""
     made = report.table(
-        f"A pair matches where s > T: {found['candidates']} held-out pictures, as among B "
-        "candidates, %",
+        f"A pair matches where s > T, with T = -b / t or by hand: {found['candidates']} held-out "
+        "pictures, as among B candidates, %",
         ["T", "precision", "recall", "F1", "from by hand", "mean p\nof calls"],
     )
     for batch in args.batches:
@@ -77,7 +77,7 @@ def _pairs(found: dict, args: argparse.Namespace):
                       for one in seeds]  # fmt: skip
                 learnt = kind == "learnt"
                 made.add_row(
-                    f"  b₀ = {start}: -b / t" if learnt else "    by hand",
+                    f"  b₀ = {start}" if learnt else "    by hand",
                     f"{statistics.mean(at):.2f}",
                     percent(precision), percent(recall), percent(f1),
                     difference(f1, hand) if learnt else "",

@@ -25,7 +25,7 @@ from examples.common import report
 from examples.common.training import arguments
 
 RECIPES = {
-    "siglip": "SigLIP: the fused loss beside the eager one, then 16,384 pairs a step",
+    "siglip": "the demo: SigLIP's fused loss beside the eager one, then 16,384 pairs a step",
     "bias": "the bias as a learnt threshold, of a unit and of SigLIP's pairs",
     "clip": "CLIP beside SigLIP, in batches of 32 to 8192, with wrong captions",
     "zero_shot": "what text supervision buys: zero-shot tasks, linear probes",
@@ -63,7 +63,7 @@ class Result(NamedTuple):
         """What the run was good for: what stands below the list of its pictures."""
         lines = self.report.partition("\nPictures: ")[2].splitlines()
         below = next((i for i, line in enumerate(lines) if not _is_path(line)), len(lines))
-        return " ".join(line.strip() for line in lines[below:])
+        return " ".join(line.strip() for line in lines[below:]).partition(" Next: ")[0]
 
 
 def _is_path(line: str) -> bool:

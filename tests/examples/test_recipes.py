@@ -22,6 +22,7 @@ Pictures: out/siglip/curves.png,
 out/siglip/retrieval.png
 16,384 pairs: 9x <faster>,
 as measured.
+Next: another one.
 """
 
 
