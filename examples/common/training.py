@@ -101,6 +101,8 @@ class Run:
     for each of `names`; "loss" and "seconds" have an entry for every step.
     """
 
+    followed = False  # whether others go on from its optimizer's state, which is then kept
+
     def __init__(
         self, label: str, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         steps: int, settings: dict, names: tuple[str, ...] = (),
@@ -146,7 +148,7 @@ class Run:
 
     def save(self) -> None:
         """The optimizer's state too, two thirds of it all, as long as there are steps to come."""
-        ended = self.done == self.steps
+        ended = self.done == self.steps and not self.followed
         optimizer = None if ended else self.optimizer.state_dict()
         state = {"model": self.model.state_dict(), "optimizer": optimizer}
         save_atomically({**state, "settings": self.settings, "history": self.history}, self.path)

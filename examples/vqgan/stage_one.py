@@ -116,6 +116,7 @@ class StageOneRun(Run):
             ("error", "perplexity", "critic", "weight"),
         )  # fmt: skip
         self.variant, self.trunk, self.net = variant, trunk, net
+        self.followed = variant == "trunk"
         self.first, self.total, self.seed = args.trunk if trunk else 0, args.steps, args.seed
         self.late = 0 if args.quantizer == "gumbel" else args.trunk // 4
         self.codes, self.batches, self.args = args.codes, args.batches, args

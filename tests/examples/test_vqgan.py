@@ -278,6 +278,21 @@ def test_variants_go_on_from_the_trunk(world, tmp_path):
     assert other[:5] == pytest.approx(whole[:5], rel=1e-6) and other[5] != whole[5]
 
 
+def test_variants_go_on_from_a_trunk_that_ended_before(world, tmp_path):
+    """A run that is killed after the trunk, before a variant's first checkpoint."""
+
+    def go(resume):
+        args = batches(world, quick(tmp_path))
+        args.steps, args.trunk = 6, 4
+        trunk = stage_one.StageOneRun("trunk", world, args)
+        shared.train([trunk], Silent(), every=4, resume=resume)
+        plain = stage_one.StageOneRun("plain", world, args, trunk)
+        shared.train([plain], Silent(), every=4)
+        return plain.history["loss"]
+
+    assert go(resume=False) == go(resume=True)
+
+
 def runs(world, folder):
     """A variant with a critic, and a transformer."""
     args = batches(world, quick(folder))
