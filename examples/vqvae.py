@@ -30,7 +30,7 @@ from examples.common import reconstruction as measure
 from examples.common.autoencoders import DIM, STRIDE, Autoencoder
 from examples.common.data import CREDIT, DIGITS_CREDIT, split, split_digits
 from examples.common.quantizer_cost import quantizer
-from examples.common.training import Run, arguments, conduct, train, warmup_cosine
+from examples.common.training import Run, arguments, batch_rows, conduct, train, warmup_cosine
 
 LEARNING = {"decay": 0.9, "kmeans_init": True, "threshold_ema_dead_code": 1.0}
 ABLATIONS = {
@@ -71,10 +71,7 @@ class Task:
 
     def images(self, step: int, seed: int) -> Tensor:
         """Batch `step`: it depends on the seed and its number alone, so a resumed run goes on."""
-        epoch, i = divmod(step, len(self.train) // self.batch)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.train), generator=generator)
-        return self.train[order[i * self.batch : (i + 1) * self.batch]]
+        return self.train[batch_rows(step, len(self.train), self.batch, seed)]
 
 
 def tasks(args) -> list[Task]:

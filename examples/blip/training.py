@@ -14,7 +14,7 @@ import tilewise as tw
 from examples.blip.model import Blip, Tokens, rows_of
 from examples.blip.world import Captioned, Questions
 from examples.common.towers import PAD
-from examples.common.training import Run, warmup_cosine
+from examples.common.training import Run, batch_rows, optimize
 
 BATCH, QUEUE = 32, 512
 MOMENTUM = 0.98  # of the teacher. Published: 0.995, in runs a thousand times as long
@@ -73,13 +73,6 @@ class Learner(nn.Module):
         return [*self.student.parameters(), self.itc.temperature]
 
 
-def batch_rows(step: int, count: int, size: int, seed: int) -> Tensor:
-    """Rows of batch `step`, by its number and the seed alone; an epoch has each row once."""
-    epoch, i = divmod(step, count // size)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)[i * size : (i + 1) * size]
-
-
 def losses(learner: Learner, kind: Kind, images: Tensor, tokens: Tensor, ids: Tensor,
            alpha: float, seed: int) -> dict[str, Tensor]:  # fmt: skip
     """Of a batch, where rows with equal ids show the same picture. The batch is then enqueued.
@@ -133,11 +126,10 @@ class BlipRun(Run):
         learner.to(args.device)
         super().__init__(
             f"{label}, seed {seed}", args.out / f"{file_name(label)}-{seed}.pt", learner,
-            optimizer(learner.learned(), args), steps, {"steps": steps, "seed": seed},
-            ("itc", "itm", "lm"),
+            adam(learner.learned(), args.rate * (1 if begin is None else SLOW)), steps,
+            {"steps": steps, "seed": seed}, ("itc", "itm", "lm"),
         )  # fmt: skip
         self.kind, self.data, self.seed, self.device = kind, data, seed, args.device
-        self.rate = args.rate * (1 if begin is None else SLOW)
         self.tokens = tokens(data.captions)
 
     def before(self, step: int) -> None:
@@ -149,13 +141,11 @@ class BlipRun(Run):
         self.batch = [part.to(self.device) for part in batch]
 
     def step(self, step: int) -> None:
-        set_rate(self.optimizer, self.rate, step, self.steps)
-        self.optimizer.zero_grad()
         alpha = ALPHA * min(1.0, step / (0.3 * self.steps)) if self.kind.soft else 0.0
         parts = losses(self.model, self.kind, *self.batch, alpha, seed=self.seed * 10_007 + step)
         loss = sum(parts.values())
         loss.backward()
-        self.optimizer.step()
+        optimize(self.optimizer, step, self.steps)
         self.history["loss"].append(loss.item())
         for name, part in parts.items():
             self.history[name].append(part.item())
@@ -174,9 +164,9 @@ class AnswerRun(Run):
         model = copy.deepcopy(begin).to(args.device)
         super().__init__(
             f"{label}, seed {seed}", args.out / f"{file_name(label)}-{seed}.pt", model,
-            optimizer(list(model.parameters()), args), steps, {"steps": steps, "seed": seed},
+            adam(list(model.parameters()), args.rate), steps, {"steps": steps, "seed": seed},
         )  # fmt: skip
-        self.data, self.seed, self.rate, self.blind = data, seed, args.rate, blind
+        self.data, self.seed, self.blind = data, seed, blind
         both = [f"{q} {a}" for q, a in zip(data.questions, data.answers, strict=True)]
         self.tokens = model.tokens(both)
         self.asked = (model.tokens(data.questions) != PAD).sum(1)  # (N,) words of the question
@@ -187,8 +177,6 @@ class AnswerRun(Run):
         self.batch = images, self.tokens[rows], self.asked[rows]
 
     def step(self, step: int) -> None:
-        set_rate(self.optimizer, self.rate, step, self.steps)
-        self.optimizer.zero_grad()
         device = next(self.model.parameters()).device
         images, tokens, asked = (part.to(device) for part in self.batch)
         model = self.model
@@ -199,7 +187,7 @@ class AnswerRun(Run):
             logits.flatten(0, 1), wanted.masked_fill(question, PAD).flatten(), ignore_index=PAD
         )
         loss.backward()
-        self.optimizer.step()
+        optimize(self.optimizer, step, self.steps)
         self.history["loss"].append(loss.item())
 
 
@@ -207,14 +195,11 @@ def blanked(images: Tensor, blind: bool) -> Tensor:
     return torch.full_like(images, 255) if blind else images
 
 
-def optimizer(parameters: list, args) -> torch.optim.Optimizer:
+def adam(parameters: list, rate: float) -> torch.optim.Optimizer:
+    """Its rate is set by `optimize`."""
     fused = not parameters[0].is_meta
-    return torch.optim.AdamW(parameters, args.rate, weight_decay=0.01, fused=fused)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * warmup_cosine(step, steps, warmup=20)
+    group = {"params": parameters, "peak": rate}
+    return torch.optim.AdamW([group], weight_decay=0.01, fused=fused)
 
 
 def file_name(label: str) -> str:

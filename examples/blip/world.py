@@ -13,7 +13,6 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from examples.common.data import (
@@ -25,6 +24,7 @@ from examples.common.data import (
     Scenes,
     describe,
     fraction,
+    halved,
     pairs,
 )
 
@@ -36,7 +36,6 @@ THINGS = (
     "police car", "racing car", "birthday cake", "tropical fish",
 )  # fmt: skip
 PARTS = {"test": (0, 1 / 8), "validation": (1 / 8, 1 / 4), "train": (1 / 4, 1)}
-SHRINK = 2  # canvases of 64 become pictures of 32
 VIEWS = 4  # drawings of one training scene: things slide along their halves
 SHARES = {"wrong": 0.3, "vague": 0.3}  # of the captions of a noisy pool
 COUNTS = ("two", "three", "four")
@@ -101,13 +100,12 @@ def tiles() -> Tensor:
     """uint8 (24, 3, TILE, TILE)."""
     images, captions = pairs()
     rows = [captions.index(name) for name in THINGS]
-    return F.avg_pool2d(images[rows].float(), 2).round().to(torch.uint8)
+    return halved(images[rows])
 
 
 def drawn(item: Tensor, place: Tensor) -> Tensor:
     """uint8 (N, 3, 32, 32), with the things `item` (N, 4) at `place` (N, 4, 2)."""
-    canvas = Scenes(tiles(), item, place, []).draw()
-    return F.avg_pool2d(canvas.float(), SHRINK).round().to(torch.uint8)
+    return halved(Scenes(tiles(), item, place, []).draw())
 
 
 def captioned(part: str, views: int = 1) -> Captioned:

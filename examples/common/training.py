@@ -70,6 +70,14 @@ class Batches:
         return torch.Generator().manual_seed(seed)
 
 
+def batch_rows(step: int, count: int, size: int, seed: int) -> torch.Tensor:
+    """Which `size` of `count` rows are batch `step`, by its number and the seed alone; an epoch has
+    each row at most once."""
+    epoch, i = divmod(step, max(1, count // size))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)[i * size : (i + 1) * size]
+
+
 def shift(images: torch.Tensor, generator: torch.Generator, most: int = 1) -> torch.Tensor:
     """Each picture moved by up to `most` pixels, white coming in. No flips: "left" would lie."""
     count, _, height, width = images.shape

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tilewise as tw
 from examples.common.data import split_digits
-from examples.common.training import Run, warmup_cosine
+from examples.common.training import Run, batch_rows, warmup_cosine
 from examples.vae import models
 
 SIZE, VARIABLES, KINDS = 16, 20, 10  # numbers; variables and categories
@@ -44,10 +44,7 @@ def drawn(grey: Tensor, seed: int) -> Tensor:
 
 def batch(grey: Tensor, step: int, seed: int) -> Tensor:
     """Grey pixels of batch `step`, which depends on its number and the seed alone."""
-    epoch, i = divmod(step, len(grey) // BATCH)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(grey), generator=generator)
-    return grey[order[i * BATCH : (i + 1) * BATCH]]
+    return grey[batch_rows(step, len(grey), BATCH, seed)]
 
 
 def falling(steps: int) -> tw.nn.ExponentialSchedule:

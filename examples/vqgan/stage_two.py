@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.common.data import Pairs
-from examples.common.training import Run, optimize
+from examples.common.training import Run, batch_rows, optimize
 from examples.vqgan.transformer import Transformer, nothing, read
 from examples.vqgan.world import Data, mixed
 
@@ -99,11 +99,8 @@ class SequenceRun(Run):
 
 
 def _rows(part: Sequences, step: int, size: int, seed: int) -> Sequences:
-    """Of batch `step`: it depends on the seed and its number alone."""
-    epoch, i = divmod(step, max(1, len(part.codes) // size))
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(part.codes), generator=generator)[i * size : (i + 1) * size]
-    return Sequences(part.codes[order], part.words[order])
+    rows = batch_rows(step, len(part.codes), size, seed)
+    return Sequences(part.codes[rows], part.words[rows])
 
 
 @torch.no_grad()
