@@ -174,7 +174,10 @@ def plan(here: World, args) -> dict[str, dict]:
     a resumed run has to go on with as many."""
     path = args.out / "plan.json"
     if args.resume and path.exists():
-        return json.loads(path.read_text())
+        known = json.loads(path.read_text())
+        if known["steps"]["plain"] != args.steps:
+            raise SystemExit(f"{path} is a plan of {known['steps']['plain']} steps")
+        return known
     runs: dict[str, Run] = {
         name: pair_run(name, here, args, args.seed, args.rounds + 1) for name in METHODS
     }
@@ -183,6 +186,7 @@ def plan(here: World, args) -> dict[str, dict]:
         runs[kind] = label_run(kind, here, args, args.seed, args.rounds + 1)
     seconds = seconds_a_step(runs, args.rounds)
     steps = {name: int(args.steps * seconds["plain"] / seconds[name]) for name in METHODS}
+    steps["plain"] = args.steps  # dividing by its own time may round down
     steps["CatLIP"] = args.steps // 2
     steps["nouns"] = int(args.steps / 2 * seconds["plain"] / seconds["nouns"])
     steps["subgroups"] = args.label_steps

@@ -33,7 +33,6 @@ from examples.common.training import Batches, arguments, conduct, train
 
 DIM = 128  # of the features
 FILTERS = ["SigLIP", "nearest picture"]
-SETS = ["filtered", "random", "oracle-clean", "whole pool", "clean pairs"]
 SHARES = [0.25, 0.5]  # of the pool, that a filter keeps
 
 
@@ -81,7 +80,9 @@ def siglip_run(name: str, pairs: Pairs, here: World, args, seed: int, loss=FUSED
     model = TwoTowers(ImageTower(DIM, width=32), TextTower(len(here.words), DIM))
     batches = Batches(pairs, None, (min(args.batch_size, len(pairs.captions)), 0), here.words, seed)
     path = args.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.pt"
-    return PairRun(name, path, model, batches, here.validation, args.steps, loss, args.device)
+    run = PairRun(name, path, model, batches, here.validation, args.steps, loss, args.device)
+    run.settings |= {"noise": args.noise, "clean": args.clean}  # which captions the pairs have
+    return run
 
 
 # ---- filters

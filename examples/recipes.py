@@ -76,13 +76,28 @@ def run(name: str, args: argparse.Namespace) -> None:
     folder = args.out / name
     command = ["-m", f"examples.{name}", "--seed", str(args.seed), "--out", str(folder)]
     command += ["--quick"] * args.quick
+    (folder / "run.json").unlink(missing_ok=True)  # of an earlier run
     began = time.perf_counter()
     status = subprocess.run([sys.executable, *command]).returncode
     seconds = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
-    shown = f"python -m examples.{name}" + " --quick" * args.quick
-    found = {"command": shown, "seconds": seconds, "failed": status != 0}
+    found = {"command": shown(name, args), "seconds": seconds, "failed": status != 0}
     (folder / "run.json").write_text(json.dumps(found))
+
+
+def shown(name: str, args: argparse.Namespace) -> str:
+    """What one would type."""
+    seed = f" --seed {args.seed}" if args.seed else ""
+    return f"python -m examples.{name}" + seed + " --quick" * args.quick
+
+
+def done(name: str, args: argparse.Namespace) -> bool:
+    """Whether the same command has run to its end."""
+    known = args.out / name / "run.json"
+    if not known.exists():
+        return False
+    found = json.loads(known.read_text())
+    return found["command"] == shown(name, args) and not found["failed"]
 
 
 def collect(name: str, out: Path) -> Result:
@@ -160,8 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     names = args.names or [*RECIPES]
     for i, name in enumerate(names):
-        done = (args.out / name / "report.txt").exists()
-        if not (args.collect or (args.resume and done)):
+        if not (args.collect or (args.resume and done(name, args))):
             print(f"\n==== {i + 1}/{len(names)}: {name}: {RECIPES[name]}", flush=True)
             run(name, args)
     results = [collect(name, args.out) for name in RECIPES]

@@ -154,3 +154,12 @@ def test_quick_run(tmp_path, monkeypatch):
         assert steps[name] * seconds[name] <= time < (steps[name] + 1) * seconds[name]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "random tower" in (tmp_path / "report.txt").read_text()
+
+
+def test_a_plan_of_other_steps_is_not_taken_up(here, args):
+    args.resume = True
+    (args.out / "plan.json").write_text('{"steps": {"plain": 2}}')
+    assert cheaper.plan(here, args) == {"steps": {"plain": 2}}
+    args.steps = 3
+    with pytest.raises(SystemExit, match="plan of 2 steps"):
+        cheaper.plan(here, args)

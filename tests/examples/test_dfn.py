@@ -16,6 +16,7 @@ from examples.common.data import Pairs, split  # noqa: E402
 pytestmark = [pytest.mark.xdist_group("examples"), pytest.mark.usefixtures("one_thread")]
 
 ALONE = {"fused": {"seconds": 0.5, "peak_mb": 36.0}, "eager": {"seconds": 3.3, "peak_mb": 6300.0}}
+SETS = ["filtered", "random", "oracle-clean", "whole pool", "clean pairs"]
 
 
 def seeded():
@@ -56,7 +57,7 @@ def test_sets_are_of_equal_size_and_what_they_are_called():
     right = here.pool.right
     sets = dfn.training_sets(here, torch.arange(len(right)).float(), seeded())
     count = int(right.sum())
-    assert [len(sets[name].captions) for name in dfn.SETS] == [count] * 3 + [len(right), 60]
+    assert [len(sets[name].captions) for name in SETS] == [count] * 3 + [len(right), 60]
     own = dict(zip(here.pool.pairs.captions, right.tolist(), strict=True))
     assert all(own[text] for text in sets["oracle-clean"].captions)
     assert sets["filtered"].captions == here.pool.pairs.captions[: -count - 1 : -1]
@@ -76,9 +77,11 @@ def test_few_and_many_things():
 def test_quick_run(tmp_path, monkeypatch):
     monkeypatch.setattr(large_batch, "measure", lambda *_, **__: ALONE)
     found = dfn.main(["--quick", "--out", str(tmp_path)])
-    assert [[*seed["sets"]] for seed in found["seeds"]] == [dfn.SETS] * 2
+    assert [[*seed["sets"]] for seed in found["seeds"]] == [SETS] * 2
     assert len(found["grid"]) == 2 * 2 * 2
     for name in ("filter.png", "grid.png", "pool.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit, match="noise"):
+        dfn.main(["--quick", "--out", str(tmp_path), "--resume", "--noise", "0.3"])
     report = (tmp_path / "report.txt").read_text()
     assert "oracle-clean" in report and "nearest picture" in report

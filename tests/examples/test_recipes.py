@@ -74,11 +74,23 @@ def test_what_was_done_is_not_done_again(tmp_path, runs):
     names = ["siglip", "dfn", "--out", str(tmp_path)]
     assert recipes.main(names) == 0 and len(runs) == 2
     assert recipes.main([*names, "--resume"]) == 0 and len(runs) == 2
-    (tmp_path / "dfn" / "report.txt").unlink()
+    (tmp_path / "dfn" / "run.json").unlink()
     recipes.main([*names, "--collect"])
     assert len(runs) == 2
     recipes.main([*names, "--resume"])
     assert runs[2][1] == "examples.dfn" and len(runs) == 3
+
+
+def test_what_failed_or_was_another_run_is_done_again(tmp_path, runs):
+    out = ["--out", str(tmp_path)]
+    (tmp_path / "bias").mkdir()
+    (tmp_path / "bias" / "report.txt").write_text(REPORT)  # of an earlier run
+    for _ in range(2):
+        assert recipes.main(["bias", "--resume", *out]) == 1
+    assert len(runs) == 2
+    for more in (["--quick"], [], ["--seed", "1"], ["--seed", "1"]):
+        recipes.main(["siglip", "--resume", *more, *out])
+    assert len(runs) == 5
 
 
 def test_the_page_is_whole(tmp_path, runs):
