@@ -226,8 +226,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = common.add_shared(arguments(__doc__, Path("out/vqgan_sample"), every=50))
     add = parser.add_argument
     add("--stage-one", type=Path, help="its folder (default: vqgan_train, beside --out)")
-    add("--steps", type=int, default=400, help="of the transformer over codes")
-    add("--pixel-steps", type=int, default=300, help="of the one over pixels")
+    add("--steps", type=int, default=650, help="of the transformer over codes")
+    add("--pixel-steps", type=int, default=450, help="of the one over pixels")
     add("--rate", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
     add("--measure", type=float, default=2.0, help="seconds for timing a step of sampling")
     args = common.shared(parser.parse_args(argv))

@@ -72,7 +72,7 @@ def stage_one_curves(runs: dict, path: Path) -> None:
         axes[2].plot(range(shared + 1, shared + len(weights) + 1), weights, color=BLUE)
         axes[0].set(title="Squared error of a batch", xlabel="step", yscale="log")
         axes[1].set(title="Perplexity of a batch's codes", xlabel="step", ylim=(0, None))
-        axes[2].set(title="Adaptive weight of the critic", xlabel="step", ylim=(0, None))
+        axes[2].set(title="Adaptive weight of the critic", xlabel="step", yscale="log")
         axes[0].legend()
 
 
