@@ -179,7 +179,7 @@ def run(args, bars: Progress) -> dict:
     bars.update(task, advance=1, note="pictures")
     sheets.show(painter, world, found, came, pixel, rule, args)
     spent, step_ms = sampling_cost(by_codes, len(world.test.captions), rule, args)
-    among = 1 / len(world.test.captions)
+    among = 1 / len(world.validation.captions)
     pictures.stage_two_curves(codes_run.history, pixels_run.history, tried, among,
                               args.out / "curves.png")  # fmt: skip
     bars.update(task, advance=1, note="")
