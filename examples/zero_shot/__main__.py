@@ -170,6 +170,8 @@ def labelled(args) -> dict[str, tuple[Labels, int, list[int]]]:
         (enlarge(images), labels)
         for images, labels in ((rest.images[keep], rest.labels[keep]), chosen, test)
     ]
+    if args.choose:  # test parts are not looked at
+        of_things[2], of_digits[2] = of_things[1], of_digits[1]
     if args.quick:
         of_things, of_digits = ([few_rows(*part, 300) for part in parts]
                                 for parts in (of_things, of_digits))  # fmt: skip
@@ -209,7 +211,8 @@ def costs(args, bars: Progress, fused: dict[str, TowerRun]) -> dict:
 
 def run(args: argparse.Namespace, bars: Progress) -> dict:
     known = tasks(test=not args.choose, quick=args.quick)
-    found: dict = {"zero-shot": [], "probes": [], "tasks": {}}
+    found: dict = {"zero-shot": [], "probes": [], "tasks": {}, "batch": sum(BATCH)}
+    found["labels"] = int((subgroups.split().train.labels >= 0).sum())
     for task in known:
         found["tasks"][task.title] = {
             "pictures": len(task.labels), "classes": len(task.classes),

@@ -34,7 +34,7 @@ def tables(console: Console, found: dict) -> None:
     console.print(_zero_shot(found))
     for title in found["probes"][0]:
         console.print(_probes(found, title))
-    console.print(large_batch.cost_table("a batch of 256", found["cost"]))
+    console.print(large_batch.cost_table(f"a batch of {found['batch']}", found["cost"]))
 
 
 def _zero_shot(found: dict):
@@ -46,7 +46,7 @@ def _zero_shot(found: dict):
     out.add_section()
     for method in METHODS:
         kind, _, shown = method.partition(", ")
-        label = "a classifier of 2,016 labels" if method == "labels" else f"{MADE[kind]}, {shown}"
+        label = f"{MADE[kind]}, {shown}" if shown else f"a classifier of {found['labels']:,} labels"
         values = [seeds(found, method, task) for task in found["tasks"]]
         out.add_row(label, *(percent(v) if v else "" for v in values))
     return out
@@ -63,12 +63,14 @@ def _probes(found: dict, title: str):
 
 
 def worth(found: dict, title: str) -> tuple[str, int | None]:
-    """The better contrast, and the most labels whose probe of the same tower it beats."""
+    """The better contrast, and the most labels whose probe of the same tower it beats, by more
+    than two standard errors."""
     best = max(("CLIP", "SigLIP"), key=lambda k: sum(seeds(found, f"{k}, ensemble", title)))
-    without = sum(seeds(found, f"{best}, ensemble", title)) / len(found["zero-shot"])
+    without = seeds(found, f"{best}, ensemble", title)
     beaten = None
     for column in zip(*(one[title][best] for one in found["probes"]), strict=True):
-        if sum(accuracy for _, accuracy in column) / len(column) < without:
+        more = [a - b for a, (_, b) in zip(without, column, strict=True)]
+        if report.verdict(more) == "better":
             beaten = column[0][0]
     return best, beaten
 
@@ -79,7 +81,7 @@ def value(found: dict) -> str:
     for title in found["probes"][0]:
         best, beaten = worth(found, title)
         mean, _ = report.two_errors([100 * v for v in seeds(found, f"{best}, ensemble", title)])
-        than = f"more than a probe of {beaten:,} labels" if beaten else "less than any probe"
+        than = f"more than a probe of {beaten:,} labels" if beaten else "no more than any probe"
         parts.append(f"{title} {mean:.0f} % by {best} ({than} on the same tower)")
     return f"Without a label: {'; '.join(parts)}."
 

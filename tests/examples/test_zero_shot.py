@@ -100,6 +100,26 @@ def test_a_class_is_the_mean_of_its_words():
     assert scores.tolist() == [[3.0, 5.0, 4.0, 0.0]]
 
 
+def test_choices_look_at_no_test_part():
+    usual, choosing = (script.labelled(script.parse(more)) for more in ([], ["--choose"]))
+    for title, (known, *_) in usual.items():
+        (again, *_) = choosing[title]
+        assert not torch.equal(known.test[0], known.validation[0])
+        assert torch.equal(again.test[0], known.validation[0])
+        assert torch.equal(again.train[0], known.train[0])
+
+
+def test_more_than_a_probe_by_more_than_two_errors():
+    def found(*accuracies):
+        shares = ({"CLIP, ensemble": {"x": a}, "SigLIP, ensemble": {"x": 0.1}} for a in accuracies)
+        curves = {"CLIP": [(5, 0.3), (10, 0.5)], "SigLIP": [(5, 0.0), (10, 0.0)]}
+        return {"zero-shot": [*shares], "probes": [{"x": curves}] * 3}
+
+    assert pages.worth(found(0.51, 0.52, 0.53), "x") == ("CLIP", 10)
+    assert pages.worth(found(0.42, 0.52, 0.62), "x") == ("CLIP", 5)
+    assert pages.worth(found(0.1, 0.3, 0.5), "x") == ("CLIP", None)
+
+
 def test_a_short_run(tmp_path, monkeypatch):
     monkeypatch.setattr(large_batch, "measure", lambda *_: COST)
     found = script.main(["--quick", "--out", str(tmp_path)])
@@ -116,4 +136,5 @@ def test_a_short_run(tmp_path, monkeypatch):
     for name in ("labels.png", "sheet.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "report.txt").read_text()
+    assert found["labels"] == 2016 and "a batch of 256" in text
     assert "Without a label:" in text and "nearest pixel" in text and "random tower" in text
