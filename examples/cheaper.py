@@ -29,24 +29,22 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from examples import cheaper_report
 from examples.common import large_batch, report, subgroups
 from examples.common.contrast import EAGER_LOSS, FUSED_LOSS, PairRun
 from examples.common.data import Pairs, split, split_heldout, words
 from examples.common.retrieval import chance, nearest_pixel, recall
-from examples.common.supervision import Classifier, LabelBatches, TowerRun, label_loss, word_loss
-from examples.common.towers import (
-    PAD,
-    UNKNOWN,
-    PatchTower,
-    TextTower,
-    TwoTowers,
-    Words,
-    embed,
-    score,
+from examples.common.supervision import (
+    Classifier,
+    LabelBatches,
+    TowerRun,
+    bag_of_words,
+    label_loss,
+    word_loss,
 )
+from examples.common.towers import PatchTower, TextTower, TwoTowers, Words, embed, score
 from examples.common.training import Batches, Run, arguments, conduct, train
 
 DIM, LEAST = 128, 3  # of the features; captions with a noun that is learnt
@@ -110,7 +108,8 @@ def right(run: TowerRun, seen: Pairs, test: Pairs) -> dict[str, float]:
     """How often the best label is one of a picture's, and how often the most frequent one is."""
     if run.loss is word_loss:
         known = run.batches.words
-        there, often = (_there(known(pairs.captions), len(known)) for pairs in (test, seen))
+        there, often = (bag_of_words(known(pairs.captions), len(known)).bool()
+                        for pairs in (test, seen))  # fmt: skip
     else:
         labels, classes = subgroups.labels(test.captions), len(subgroups.classes())
         test = test.take((labels >= 0).nonzero().flatten().tolist())
@@ -120,13 +119,6 @@ def right(run: TowerRun, seen: Pairs, test: Pairs) -> dict[str, float]:
     hits = there[torch.arange(len(best)), best], there[:, often.sum(0).argmax()]
     return {"right": hits[0].float().mean().item(), "most frequent": hits[1].float().mean().item(),
             "labels": int(often.any(0).sum()), "pictures": len(best)}  # fmt: skip
-
-
-def _there(tokens: Tensor, vocabulary: int) -> Tensor:
-    """bool (N, V): which words a caption has."""
-    there = torch.zeros(len(tokens), vocabulary, dtype=torch.bool).scatter_(1, tokens, True)
-    there[:, [PAD, UNKNOWN]] = False
-    return there
 
 
 # ---- the methods

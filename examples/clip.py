@@ -40,6 +40,7 @@ from examples.common.supervision import (
     Classifier,
     RowBatches,
     TowerRun,
+    bag_of_words,
     contrast,
     word_loss,
 )
@@ -186,9 +187,7 @@ def compare(data: Data, held: Embedded, args, bars: Progress) -> tuple[dict, dic
 def by_words(data: Data, held: Embedded) -> float:
     """Captions ranked by the locked tower alone: the sum of its logits of their words."""
     logits = data.tagger.logits(held.features.float().to(data.tagger.logits.weight.device)).cpu()
-    there = torch.zeros(len(held.tokens), logits.shape[1]).scatter_(1, held.tokens, 1)
-    there[:, 0] = 0  # padding
-    found = recall(logits @ there.T)
+    found = recall(logits @ bag_of_words(held.tokens, logits.shape[1]).T)
     return (found.image_to_text_1 + found.text_to_image_1) / 2
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
@@ -217,10 +216,8 @@ def run(args: argparse.Namespace, place: parallel.Place) -> dict:
     siglip_report.tables(console, results)
     siglip_report.curves(results, args.out / "curves.png")
     siglip_report.sheet(heldout, score(kept, heldout, words), args.out / "retrieval.png")
-    (args.out / "history.json").write_text(json.dumps(results))
-    report.finish(
-        console, args.out, ["curves.png", "retrieval.png"], siglip_report.value(results), then=NEXT
-    )
+    pictures, value = ["curves.png", "retrieval.png"], siglip_report.value(results)
+    report.finish(console, args.out, pictures, value, results, NEXT)
     return results
 
 

@@ -63,11 +63,17 @@ def contrast(loss: Callable) -> Callable:
 CONTRASTS = {name: contrast(loss) for name, loss in FUSED.items()}
 
 
+def bag_of_words(tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """float (N, vocabulary): 1 for each known word of a caption, of word indices (N, L)."""
+    there = torch.zeros(len(tokens), vocabulary, device=tokens.device).scatter_(1, tokens, 1)
+    there[:, [PAD, UNKNOWN]] = 0
+    return there
+
+
 def word_loss(model: nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Every word of the vocabulary a yes/no question: whether it is in the caption."""
     logits = model(images)  # (B, vocabulary)
-    there = torch.zeros_like(logits).scatter_(1, tokens, 1)
-    there[:, [PAD, UNKNOWN]] = 0
+    there = bag_of_words(tokens, logits.shape[1])
     loss = F.binary_cross_entropy_with_logits(logits, there, reduction="sum")
     return loss / len(logits)
 

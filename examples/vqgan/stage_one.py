@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from examples.common.autoencoders import Autoencoder
 from examples.common.data import scenes
 from examples.common.reconstruction import usage
-from examples.common.towers import PAD
+from examples.common.supervision import bag_of_words
 from examples.common.training import Batches, Run, optimize
 from examples.vqgan.losses import FeatureNet, adaptive_weight, critic_loss, perceptual
 from examples.vqgan.models import Critic, vqgan
@@ -42,7 +42,7 @@ class FeaturesRun(Run):
             world.seen, scenes(some[1] * self.steps, args.seed + 2), some, world.words,
             args.seed + 2,
         )  # fmt: skip
-        support = _in_caption(world.words(world.seen.captions), len(world.words)).sum(0)
+        support = bag_of_words(world.words(world.seen.captions), len(world.words)).sum(0)
         self.learned = support >= SUPPORT  # (V,)
         common = (support + 0.5) / (len(world.seen.captions) + 1)
         with torch.no_grad():
@@ -51,7 +51,7 @@ class FeaturesRun(Run):
     def before(self, step: int) -> None:
         images, tokens = self.batches(step)
         self.images = _channels_last(images)
-        self.wanted = _in_caption(tokens, len(self.learned))[:, self.learned]
+        self.wanted = bag_of_words(tokens, len(self.learned))[:, self.learned]
 
     def step(self, step: int) -> None:
         with mixed(self.args):
@@ -65,13 +65,6 @@ class FeaturesRun(Run):
 def _channels_last(images: Tensor) -> Tensor:
     """In [0, 1], from uint8."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
-
-
-def _in_caption(tokens: Tensor, vocabulary: int) -> Tensor:
-    """float (N, V): 1 for each word of a caption, of word indices (N, L)."""
-    found = torch.zeros(len(tokens), vocabulary).scatter_(1, tokens, 1.0)
-    found[:, PAD] = 0
-    return found
 
 
 class Pair(nn.Module):

