@@ -38,6 +38,8 @@ def tables(console: Console, found: dict, args: argparse.Namespace) -> None:
     console.print(_pairs(found, args))
     console.print(_starts(found, args))
     console.print(_odds(found, args))
+    for line in _remarks(found, args):
+        console.print(line)
     console.print(large_batch.cost_table(f"A batch of {args.twin}", found["cost"]))
 
 
@@ -132,6 +134,25 @@ def _odds(found: dict, args: argparse.Namespace):
                     _mean([one["said"] for one in ones], 2),
                 )  # fmt: skip
     return made
+
+
+def _remarks(found: dict, args: argparse.Namespace) -> list[str]:
+    """What the page says beside the tables."""
+    learnt = [t for seed in found["units"] for t in seed["learnt"]]
+    sweep = [statistics.mean(f1) for f1 in zip(*(u["sweep"] for u in found["units"]), strict=True)]
+    many = [(scale, bias) for size, scale, bias in found["refit"] if size >= 16]
+    moves = [b[1] - a[1] for a, b in zip(many, many[1:], strict=False)]
+    scales = [scale for scale, _ in many]
+    said = {batch: _mean([one["calibration"]["said"] for one in found["runs"][f"{batch}/-10"]], 2)
+            for batch in args.batches}  # fmt: skip
+    return [
+        f"Units: the learnt thresholds lie between {min(learnt):.1f} and {max(learnt):.1f}; in the "
+        f"sweep the worst T costs {100 * (max(sweep) - min(sweep)):.1f} points of F1.",
+        f"Fitted anew for 16 to {found['refit'][-1][0]:,} candidates, b moves by {max(moves):.2f} "
+        f"to {min(moves):.2f} with each doubling, and t is {min(scales):.1f} to {max(scales):.1f}.",
+        "Matches that b₀ = -10 says there are among its own B, where there is 1: "
+        + ", ".join(f"{text} (B = {batch})" for batch, text in said.items()) + ".",
+    ]  # fmt: skip
 
 
 def value(found: dict, args: argparse.Namespace) -> str:

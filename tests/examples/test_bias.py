@@ -131,4 +131,5 @@ def test_quick_run(tmp_path, monkeypatch):
     for name in ("units.png", "pairs.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     report = (tmp_path / "report.txt").read_text()
+    assert "Units: the learnt thresholds" in report and "with each doubling" in report
     assert "by hand" in report and "log odds" in report and "8x" not in report
