@@ -27,14 +27,14 @@ from examples import bias_report
 from examples.common import large_batch, report
 from examples.common.contrast import EAGER_LOSS, FUSED_LOSS, PairRun
 from examples.common.data import Pairs, digits, split, split_heldout
-from examples.common.matching import best_threshold, calibration, called, fit, odds, of_scores
+from examples.common.matching import best_threshold, calibration, called, fit, log_odds, of_scores
 from examples.common.retrieval import recall
 from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, score
 from examples.common.training import Batches, arguments, conduct, train
 
 DIM = 128  # of the features
 # What b is at first: SigLIP's, none, and the log odds of a match among B candidates.
-STARTS = {"-10": lambda batch: -10.0, "0": lambda batch: 0.0, "log odds": odds}
+STARTS = {"-10": lambda batch: -10.0, "0": lambda batch: 0.0, "log odds": log_odds}
 REFIT = [2**k for k in range(1, 17)]  # candidates for which t and b are fitted to one model's pairs
 SWEEP = torch.arange(-9.0, 9.1, 1.5)  # the thresholds that are tried by hand
 
@@ -141,7 +141,7 @@ def judge(run: PairRun, validation: Pairs, test: Pairs, sizes: list[int]) -> dic
     }  # fmt: skip
     for size in sizes:
         there = of_scores(new, size)
-        moved = bias + odds(size) - odds(batch)
+        moved = bias + log_odds(size) - log_odds(batch)
         found["other odds"][str(size)] = {
             name: {"calls": called(there, -b / scale), **calibration(there, scale, b)}
             for name, b in (("as learnt", bias), ("moved", moved))

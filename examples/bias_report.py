@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 
 from examples.common import large_batch, report
-from examples.common.matching import odds
+from examples.common.matching import log_odds
 from examples.common.report import BLUE, GREEN, INK, MUTED, PURPLE, RED, difference, percent
 
 UNITS = ["T = 0", "T = 0, then moved for each unit", "one T, the best of the sweep",
@@ -92,11 +92,11 @@ def _starts(found: dict, args: argparse.Namespace):
     """What the bias at first does to a run."""
     made = report.table(
         f"The bias at first, {args.steps} steps",
-        ["first loss", "last loss", "b", "t", "recall@1, %", "from b₀ = -10"],
+        ["first loss", "last loss", "b", "t", "image→text\n@1, %", "from b₀ = -10"],
     )
     for batch in args.batches:
         made.add_section()
-        made.add_row(f"[bold]B = {batch}[/], log odds {odds(batch):.1f}")
+        made.add_row(f"[bold]B = {batch}[/], log odds {log_odds(batch):.1f}")
         usual = [one["recall"][0] for one in found["runs"][f"{batch}/-10"]]
         for start in STARTS:
             seeds = found["runs"][f"{batch}/{start}"]
@@ -232,7 +232,7 @@ def _reliability(axis, found: dict, args: argparse.Namespace) -> None:
 def _refit(axis, found: dict, args: argparse.Namespace) -> None:
     sizes, _, bias = zip(*found["refit"], strict=True)
     at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - args.twin))
-    line = [bias[at] + odds(n) - odds(sizes[at]) if n > 1 else 0 for n in sizes]
+    line = [bias[at] + log_odds(n) - log_odds(sizes[at]) if n > 1 else 0 for n in sizes]
     axis.plot(sizes, line, ":", color=MUTED, label="slope of the log odds, −log(B − 1)")
     label = "one model, t and b fitted"
     axis.plot(sizes, bias, color=PURPLE, marker="o", markersize=3, label=label)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def odds(candidates: float) -> float:
+def log_odds(candidates: float) -> float:
     """log(1 / (B - 1)): one pair of a row matches, the B - 1 others do not."""
     return -math.log(candidates - 1)
 
@@ -99,7 +99,7 @@ def fit(pairs: Cosines, steps: int = 40) -> tuple[float, float]:
     y = torch.cat([torch.ones(len(pairs.match)), torch.zeros(len(pairs.other))]).double()
     weight = torch.where(y == 1, 1.0, pairs.weight) / len(pairs.match)
     x = torch.stack([z, torch.ones_like(z)], 1)  # (P, 2)
-    theta = torch.tensor([10.0, odds(pairs.candidates) - 10.0 * z.mean().item()]).double()
+    theta = torch.tensor([10.0, log_odds(pairs.candidates) - 10.0 * z.mean().item()]).double()
 
     def loss(theta: Tensor) -> Tensor:
         return (weight * F.softplus((1 - 2 * y) * (x @ theta))).sum()

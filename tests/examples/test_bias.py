@@ -113,7 +113,7 @@ def test_bias_of_informationless_pairs_is_the_log_odds():
     pairs = matching.Cosines(torch.tensor([0.1, 0.3]), torch.tensor([0.1, 0.3] * 4), 100)
     scale, bias_ = matching.fit(pairs)
     assert scale == pytest.approx(0, abs=1e-6)
-    assert bias_ == pytest.approx(matching.odds(100), abs=1e-6)
+    assert bias_ == pytest.approx(matching.log_odds(100), abs=1e-6)
 
 
 # ---- a short run

@@ -82,7 +82,12 @@ def test_nouns_of_captions(here):
     assert [names[i] for i in row.nonzero().flatten().tolist()] == ["hand", "heart", "skin"]
 
 
-def test_no_test_picture_is_seen_with_its_label(here):
+def test_no_heldout_picture_is_seen_with_its_label(here, args):
+    shown = cheaper.label_run("subgroups", here, args, 0, 2).batches.inputs
+    shown = {image.numpy().tobytes() for image in shown}
+    assert len(shown) > 2000
+    for held in (here.validation, here.test):
+        assert not shown & {image.numpy().tobytes() for image in held.images}
     labels = subgroups.labels(here.seen.captions)
     assert (labels >= 0).float().mean() > 0.8
     smile = subgroups.classes().index("face smiling")
