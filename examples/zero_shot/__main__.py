@@ -64,7 +64,7 @@ def tower() -> ImageTower:
 
 
 def tower_run(kind: str, seed: int, batches: Batches, args, steps: int = 0) -> TowerRun:
-    """Of one of KINDS, or of "CLIP, eager" or "SigLIP, eager" for its cost."""
+    """Of one of KINDS; for its cost, "CLIP, fused" and "CLIP, eager", and so of SigLIP."""
     torch.manual_seed(seed)
     model: nn.Module
     if kind == "words":
@@ -76,8 +76,8 @@ def tower_run(kind: str, seed: int, batches: Batches, args, steps: int = 0) -> T
         batches = LabelBatches(known.images[rows], known.labels[rows], sum(BATCH), seed)
     else:
         model = TwoTowers(tower(), TextTower(len(batches.words), DIM, 64))
-        name = kind.removesuffix(", eager")
-        loss = CONTRASTS[kind] if name == kind else contrast(EAGER[name])
+        name, _, made = kind.partition(", ")
+        loss = contrast(EAGER[name]) if made == "eager" else CONTRASTS[name]
     path = args.out / f"{kind.replace(', ', '-')}-{seed}.pt"
     settings = {"seed": seed, "batch": list(BATCH)}
     return TowerRun(kind, path, model, loss, batches, steps or args.steps, settings, 4e-3,
@@ -200,13 +200,16 @@ def probe(runs: dict[str, TowerRun], seed: int, args, advance) -> dict:
 # ---- all of it
 
 
-def costs(args, bars: Progress, fused: dict[str, TowerRun]) -> dict:
-    """Of each contrast, ours and the eager one: seconds of a step; the loss alone, with memory."""
-    batches = fused["CLIP"].batches
-    eager = {loss: tower_run(f"{loss}, eager", args.seed, batches, args, 5) for loss in EAGER}
-    train([*eager.values()], bars, args.every, args.resume, "eager losses, a few steps")
-    both = {loss: {"fused": fused[loss], "eager": eager[loss]} for loss in EAGER}
-    return large_batch.beside_eager(both, sum(BATCH), DIM, args.device)
+def costs(args, bars: Progress, batches: Batches) -> dict:
+    """Of each contrast, ours and the eager one: a few steps in turn; the loss alone."""
+    runs = {
+        loss: {name: tower_run(f"{loss}, {name}", args.seed, batches, args, 6)
+               for name in ("fused", "eager")}
+        for loss in EAGER
+    }  # fmt: skip
+    every = [run for both in runs.values() for run in both.values()]
+    train(every, bars, args.every, args.resume, "fused and eager losses")
+    return large_batch.beside_eager(runs, sum(BATCH), DIM, args.device)
 
 
 def run(args: argparse.Namespace, bars: Progress) -> dict:
@@ -225,7 +228,7 @@ def run(args: argparse.Namespace, bars: Progress) -> dict:
         bar = bars.add_task(f"probes, seed {seed}", total=12, note="")
         found["probes"].append(probe(runs, seed, args, lambda b=bar: bars.update(b, advance=1)))
         if seed == args.seed:
-            found["cost"] = costs(args, bars, runs)
+            found["cost"] = costs(args, bars, runs["CLIP"].batches)
             model = runs["SigLIP"].model
             scores = [embed(model.image, task.images) @ directions(model, words, task.ensemble).T
                       for task in known]  # fmt: skip

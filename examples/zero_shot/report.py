@@ -132,9 +132,9 @@ def _curves(axis, found: dict, title: str) -> None:
         mean, _ = report.two_errors([100 * v for v in seeds(found, f"{kind}, ensemble", title)])
         axis.axhline(mean, color=COLORS[kind], linestyle=":", linewidth=1.2)
         axis.text(counts[-1], mean, f"{kind}, no label", color=COLORS[kind], ha="right",
-                  va="bottom", fontsize=8)  # fmt: skip
+                  va="bottom" if kind == "SigLIP" else "top", fontsize=8)  # fmt: skip
     axis.set_xscale("log")
-    axis.set(title=f"Linear probes, {title}: accuracy, %", xlabel="labels", ylim=(0, None))
+    axis.set(title=f"Probes, {title}: accuracy, %", xlabel="labels", ylim=(0, None))
 
 
 def sheet(tasks: list, scores: list[torch.Tensor], path: Path, columns: int = 8) -> None:
