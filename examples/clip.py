@@ -1,6 +1,6 @@
 """CLIP beside SigLIP: what the size of a batch, and wrong captions, do to each.
 
-    python -m examples.clip            # everything; about five minutes on two cores
+    python -m examples.clip            # everything; eight minutes of one core
     python -m examples.clip --quick    # a look at every stage
     python -m examples.clip --resume   # go on from the checkpoints in --out
 

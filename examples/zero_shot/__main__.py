@@ -1,6 +1,6 @@
 """What text supervision buys: classes by their names, beside a classifier and linear probes.
 
-    python -m examples.zero_shot            # five minutes on two cores
+    python -m examples.zero_shot            # four minutes of one core
     python -m examples.zero_shot --quick    # a look at every stage
     python -m examples.zero_shot --resume   # go on from the checkpoints in --out
 
