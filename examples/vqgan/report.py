@@ -106,7 +106,7 @@ def _samples(console: Console, found: dict) -> None:
 
 def _budget(console: Console, found: dict) -> None:
     made = report.table(
-        "Why to compress first: the same blocks, the same time",
+        "Why to compress first: the same blocks, about the same time",
         ["seconds", "pictures seen", "places a picture", "right caption first"],
     )
     for name, x in found["budget"].items():
