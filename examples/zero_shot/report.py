@@ -63,25 +63,25 @@ def _probes(found: dict, title: str):
 
 
 def worth(found: dict, title: str) -> tuple[str, int | None]:
-    """The better contrast, and the most labels whose probe of the same tower it beats, by more
-    than two standard errors."""
+    """The better contrast, and the most labels with which a probe of the same tower is not ahead
+    of it by more than two standard errors."""
     best = max(("CLIP", "SigLIP"), key=lambda k: sum(seeds(found, f"{k}, ensemble", title)))
     without = seeds(found, f"{best}, ensemble", title)
-    beaten = None
+    reached = None
     for column in zip(*(one[title][best] for one in found["probes"]), strict=True):
         more = [a - b for a, (_, b) in zip(without, column, strict=True)]
-        if report.verdict(more) == "better":
-            beaten = column[0][0]
-    return best, beaten
+        if report.verdict(more) != "worse":
+            reached = column[0][0]
+    return best, reached
 
 
 def value(found: dict) -> str:
     """What captions were good for, in one sentence."""
     parts = []
     for title in found["probes"][0]:
-        best, beaten = worth(found, title)
+        best, reached = worth(found, title)
         mean, _ = report.two_errors([100 * v for v in seeds(found, f"{best}, ensemble", title)])
-        than = f"more than a probe of {beaten:,} labels" if beaten else "no more than any probe"
+        than = f"as much as a probe of {reached:,} labels" if reached else "less than any probe"
         parts.append(f"{title} {mean:.0f} % by {best} ({than} on the same tower)")
     return f"Without a label: {'; '.join(parts)}."
 

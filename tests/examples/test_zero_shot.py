@@ -109,15 +109,15 @@ def test_choices_look_at_no_test_part():
         assert torch.equal(again.train[0], known.train[0])
 
 
-def test_more_than_a_probe_by_more_than_two_errors():
+def test_a_probe_is_ahead_by_more_than_two_errors():
     def found(*accuracies):
         shares = ({"CLIP, ensemble": {"x": a}, "SigLIP, ensemble": {"x": 0.1}} for a in accuracies)
         curves = {"CLIP": [(5, 0.3), (10, 0.5)], "SigLIP": [(5, 0.0), (10, 0.0)]}
         return {"zero-shot": [*shares], "probes": [{"x": curves}] * 3}
 
-    assert pages.worth(found(0.51, 0.52, 0.53), "x") == ("CLIP", 10)
-    assert pages.worth(found(0.42, 0.52, 0.62), "x") == ("CLIP", 5)
-    assert pages.worth(found(0.1, 0.3, 0.5), "x") == ("CLIP", None)
+    assert pages.worth(found(0.3, 0.5, 0.6), "x") == ("CLIP", 10)
+    assert pages.worth(found(0.29, 0.31, 0.28), "x") == ("CLIP", 5)
+    assert pages.worth(found(0.2, 0.21, 0.22), "x") == ("CLIP", None)
 
 
 def test_a_short_run(tmp_path, monkeypatch):
