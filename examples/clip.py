@@ -132,14 +132,14 @@ def shuffled(tokens: torch.Tensor, seed: int) -> torch.Tensor:
 
 def head_run(loss: str, size: int, seed: int, batches: RowBatches, data: Data, args,
              kind: str = "right") -> TowerRun:  # fmt: skip
-    """`kind`: one of KINDS, or "eager" for the eager loss."""
+    """`kind`: one of KINDS or, for a few steps' cost, "fused" or "eager"."""
     torch.manual_seed(seed)
     model = TwoTowers(Head(data.seen.features), TextTower(len(data.words), DIM, WIDTH))
     settings = {"seed": seed, "size": size, "scenes": args.scenes, "words": args.word_steps}
     path = args.out / f"{loss}-{size}-{seed}-{kind}.pt"
     of = contrast(EAGER[loss]) if kind == "eager" else CONTRASTS[loss]
     steps = args.pairs // {"steps": USUAL}.get(kind, size)
-    steps = min(steps, args.eager_steps) if kind == "eager" else steps
+    steps = steps if kind in KINDS else args.cost_steps
     return TowerRun(f"{loss}, batch {size}", path, model, of, batches, steps, settings,
                     args.rate * min(1, size / USUAL) ** 0.5, args.device)  # fmt: skip
 
@@ -154,8 +154,8 @@ def recall_at_1(model: TwoTowers, held: Embedded) -> float:
     return (found.image_to_text[1] + found.text_to_image[1]) / 2
 
 
-def compare(data: Data, held: Embedded, args, bars: Progress) -> tuple[dict, dict]:
-    """{kind: {loss: {batch: recall@1 of each seed}}}, and {loss: a run of the largest batch}."""
+def compare(data: Data, held: Embedded, args, bars: Progress) -> dict:
+    """{kind: {loss: {batch: recall@1 of each seed}}}."""
     found: dict = {}
     for kind, shown in KINDS.items():
         for size in args.sizes if kind == "right" else args.small:
@@ -169,15 +169,13 @@ def compare(data: Data, held: Embedded, args, bars: Progress) -> tuple[dict, dic
                 for loss in CONTRASTS:
                     runs[loss, seed] = head_run(loss, size, seed, batches, data, args, kind)
             train([*runs.values()], bars, args.every, args.resume, f"batch {size}{shown}")
-            if size == args.sizes[-1]:
-                largest = {loss: runs[loss, args.seed] for loss in CONTRASTS}
             for (loss, _), run in runs.items():
                 by_size = found.setdefault(kind, {}).setdefault(loss, {})
                 by_size.setdefault(size, []).append(recall_at_1(run.model, held))
     for loss, by_size in found["right"].items():
         if USUAL in by_size:
             found["steps"][loss][USUAL] = by_size[USUAL]
-    return found, largest
+    return found
 
 
 # ---- what has to be beaten, and what it costs
@@ -201,14 +199,18 @@ def by_pixels(data: Data, held: Embedded, count: int = 8192) -> float:
     return (found.image_to_text_1 + found.text_to_image_1) / 2
 
 
-def costs(data: Data, fused: dict[str, TowerRun], args, bars: Progress) -> dict:
-    """Of the largest batch: seconds of a step and, alone, of the loss, ours and the eager one."""
+def costs(data: Data, args, bars: Progress) -> dict:
+    """Of the largest batch, ours and the eager one: a few steps in turn; the loss alone."""
     size = args.sizes[-1]
     batches = RowBatches(data.seen.features, data.seen.tokens, size, args.seed)
-    eager = {loss: head_run(loss, size, args.seed, batches, data, args, "eager") for loss in EAGER}
-    train([*eager.values()], bars, args.every, args.resume, f"batch {size}, eager")
+    both = {
+        loss: {name: head_run(loss, size, args.seed, batches, data, args, name)
+               for name in ("fused", "eager")}
+        for loss in EAGER
+    }  # fmt: skip
+    runs = [run for pair in both.values() for run in pair.values()]
+    train(runs, bars, args.every, args.resume, f"batch {size}, fused and eager")
     task = bars.add_task("the losses alone", total=len(EAGER), note="in processes of their own")
-    both = {loss: {"fused": fused[loss], "eager": eager[loss]} for loss in EAGER}
     return large_batch.beside_eager(
         both, size, DIM, args.device, lambda: bars.update(task, advance=1)
     )
@@ -217,12 +219,11 @@ def costs(data: Data, fused: dict[str, TowerRun], args, bars: Progress) -> dict:
 def run(args: argparse.Namespace, bars: Progress) -> dict:
     data = locked(args, bars)
     held = data.validation if args.choose else data.test
-    recalls, largest = compare(data, held, args, bars)
     return {
-        "recall": recalls,
+        "recall": compare(data, held, args, bars),
         "beat": {"chance": chance(args.held)[0], "nearest pixel": by_pixels(data, held),
                  "words alone": by_words(data, held)},
-        "cost": costs(data, largest, args, bars), "pairs": args.pairs, "held": args.held,
+        "cost": costs(data, args, bars), "pairs": args.pairs, "held": args.held,
         "sizes": args.sizes, "small": args.small, "seeds": args.seeds, "scenes": args.scenes,
     }  # fmt: skip
 
@@ -236,7 +237,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--choose", action="store_true", help="recall of the validation scenes, for choices")
     args = parser.parse_args(argv)
     args.sizes, args.seeds, args.word_steps = [32, 128, 512, 2048, 8192], 3, 300
-    args.scenes, args.held, args.eager_steps, args.small = 2**15, 1000, 2, [32, 128, USUAL]
+    args.scenes, args.held, args.cost_steps, args.small = 2**15, 1000, 3, [32, 128, USUAL]
     if args.quick:
         args.sizes, args.seeds, args.word_steps, args.pairs = [32, 256], 2, 8, 1024
         args.scenes, args.held, args.small = 1024, 100, [32]
