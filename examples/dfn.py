@@ -124,14 +124,14 @@ def judge_filter(scores: Tensor, right: Tensor, generator: torch.Generator) -> d
 
 
 def training_sets(here: World, scores: Tensor, generator: torch.Generator) -> dict[str, Pairs]:
-    """Of equal size but for the whole pool and the clean pairs, which the filter was trained on."""
+    """Of equal size but for the whole pool."""
     pool, right = here.pool
     count = int(right.sum())
     anything = torch.randperm(len(right), generator=generator)[:count]
     rows = {"filtered": keep(scores, count, generator), "random": anything,
             "oracle-clean": right.nonzero().flatten()}  # fmt: skip
     sets = {name: pool.take(chosen.tolist()) for name, chosen in rows.items()}
-    return sets | {"whole pool": pool, "clean pairs": here.clean}
+    return sets | {"whole pool": pool}
 
 
 def filter_and_train(args, seed: int, bars: Progress) -> dict:
@@ -150,7 +150,7 @@ def filter_and_train(args, seed: int, bars: Progress) -> dict:
     runs = {
         name: siglip_run(name, pairs, here, args, seed)
         for name, pairs in training_sets(here, scores[FILTERS[0]], generator).items()
-    }
+    } | {"clean pairs": filters["fused"]}
     train([*runs.values()], bars, args.every, args.resume, f"training sets, seed {seed}")
     if seed == args.seed:
         dfn_report.sheet(here.pool.pairs, right, scores[FILTERS[0]], args.out / "pool.png")
