@@ -17,12 +17,13 @@ def quality(images: Tensor, rebuilt: Tensor) -> dict:
 
     `images` uint8, `rebuilt` uint8 or float with values in [0, 1], both (N, C, H, W).
     """
-    error = (_unit(images) - _unit(rebuilt)).square().flatten(1).mean(1)  # (N,)
+    error = (unit(images) - unit(rebuilt)).square().flatten(1).mean(1)  # (N,)
     psnr = -10 * error.clamp(min=1e-10).log10()
     return {"mse": error.mean().item(), "psnr": psnr.mean().item()}
 
 
-def _unit(images: Tensor) -> Tensor:
+def unit(images: Tensor) -> Tensor:
+    """Values in [0, 1]."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)
 
 

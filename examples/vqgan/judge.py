@@ -7,13 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.common.data import Pairs
+from examples.common.reconstruction import unit
 from examples.common.towers import TwoTowers, Words, score
 
 CHUNK = 256
-
-
-def unit(pictures: Tensor) -> Tensor:
-    return pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.clamp(0, 1)
 
 
 def whole(pictures: Tensor) -> Tensor:
@@ -85,8 +82,3 @@ def nearest(points: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     a, b = (F.avg_pool2d(unit(x), 4).flatten(1) for x in (points, seen))
     found = torch.cdist(a, b).min(1)
     return found.values / a.shape[1] ** 0.5, found.indices
-
-
-def first(pairs: Pairs, count: int) -> Pairs:
-    """`count` of them, evenly spread."""
-    return pairs.take(torch.linspace(0, len(pairs.captions) - 1, count).long().tolist())

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tilewise as tw
 from examples.common import report
 from examples.common.data import CREDIT
+from examples.common.reconstruction import unit
 from examples.common.report import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
-from examples.vqgan.judge import unit
 from examples.vqgan.models import BEFORE_ATTENTION
 from examples.vqgan.stage_one import VARIANTS
 from examples.vqvae_report import colored
