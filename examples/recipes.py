@@ -3,7 +3,7 @@
     python -m examples.recipes                # all; about an hour on two cores
     python -m examples.recipes bias dfn       # some of them
     python -m examples.recipes --quick        # a look at each
-    python -m examples.recipes --resume       # what was done is not done again
+    python -m examples.recipes --resume       # goes on: what was done is not done again
     python -m examples.recipes --collect      # the page alone, of what lies in --out
 
 The page is out/recipes/index.html. One that fails is named there, and the others go on.
@@ -41,6 +41,7 @@ RECIPES = {
     "text_gan": "captions against a discriminator, or for BLEU",
     "distances": "one model by six distances between distributions",
 }
+ANEW = ("smooth", "estimators", "text_gan", "distances")  # short: they keep no checkpoints
 BAR = re.compile(r"━ +\d+/\d+ +\d+:\d\d:\d\d")  # a progress bar, in what was printed to a file
 
 
@@ -74,15 +75,23 @@ def _is_path(line: str) -> bool:
 def run(name: str, args: argparse.Namespace) -> None:
     """One recipe, with its output where this script's goes."""
     folder = args.out / name
+    folder.mkdir(parents=True, exist_ok=True)
     command = ["-m", f"examples.{name}", "--seed", str(args.seed), "--out", str(folder)]
     command += ["--quick"] * args.quick
-    (folder / "run.json").unlink(missing_ok=True)  # of an earlier run
+    begun = _last(name, args.out).get("command") == shown(name, args)
+    command += ["--resume"] * (args.resume and begun and name not in ANEW)
+    found = {"command": shown(name, args), "seconds": None, "failed": True}
+    (folder / "run.json").write_text(json.dumps(found))  # so it stays if this is killed
     began = time.perf_counter()
     status = subprocess.run([sys.executable, *command]).returncode
-    seconds = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"command": shown(name, args), "seconds": seconds, "failed": status != 0}
+    found |= {"seconds": time.perf_counter() - began, "failed": status != 0}
     (folder / "run.json").write_text(json.dumps(found))
+
+
+def _last(name: str, out: Path) -> dict:
+    """What is known of the last run of a recipe; nothing, if there was none."""
+    known = out / name / "run.json"
+    return json.loads(known.read_text()) if known.exists() else {}
 
 
 def shown(name: str, args: argparse.Namespace) -> str:
@@ -93,18 +102,14 @@ def shown(name: str, args: argparse.Namespace) -> str:
 
 def done(name: str, args: argparse.Namespace) -> bool:
     """Whether the same command has run to its end."""
-    known = args.out / name / "run.json"
-    if not known.exists():
-        return False
-    found = json.loads(known.read_text())
-    return found["command"] == shown(name, args) and not found["failed"]
+    found = _last(name, args.out)
+    return found.get("command") == shown(name, args) and not found["failed"]
 
 
 def collect(name: str, out: Path) -> Result:
     folder = out / name
     known = {"command": f"python -m examples.{name}", "seconds": None, "failed": False}
-    if (folder / "run.json").exists():
-        known = json.loads((folder / "run.json").read_text())
+    known |= _last(name, out)
     text = (folder / "report.txt").read_text() if (folder / "report.txt").exists() else ""
     lines = [line.rstrip() for line in text.splitlines() if not BAR.search(line)]
     pictures = [str(path.relative_to(out)) for path in sorted(folder.glob("*.png"))]

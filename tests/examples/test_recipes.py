@@ -93,6 +93,27 @@ def test_what_failed_or_was_another_run_is_done_again(tmp_path, runs):
     assert len(runs) == 5
 
 
+def test_one_that_was_interrupted_goes_on(tmp_path, runs, monkeypatch):
+    def killed(command):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", killed)
+        for name in ("dfn", "smooth"):
+            with pytest.raises(KeyboardInterrupt):
+                recipes.main([name, "--out", str(tmp_path)])
+    recipes.main(["dfn", "smooth", "siglip", "--resume", "--out", str(tmp_path)])
+    assert ["--resume" in command for command in runs] == [True, False, False]
+    assert not recipes.collect("dfn", tmp_path).failed
+
+
+def test_those_that_go_on_take_the_flag():
+    for name in recipes.RECIPES:
+        script = EXAMPLES / f"{name}.py"
+        text = (script if script.exists() else EXAMPLES / name / "__main__.py").read_text()
+        assert ("resumes=False" in text) == (name in recipes.ANEW)
+
+
 def test_the_page_is_whole(tmp_path, runs):
     """Tags that open are closed, and pictures are where the page looks for them."""
     recipes.main(["siglip", "--out", str(tmp_path)])
