@@ -210,9 +210,8 @@ def table(title: str, head: list[str], rows: list[list]) -> None:
         print("| " + " | ".join(str(x) for x in row) + " |")
 
 
-def memory(worlds: list[int], rows: int, total: int, dim: int) -> None:
+def memory(worlds: list[int], rows: int, total: int, dim: int, names: list[str]) -> None:
     """Peak memory of a process, for a fixed number of rows of each, and of all."""
-    names = list(LOSSES)
     for title, of in (
         (f"MB at the peak of a step, {rows} rows a process, D = {dim}", lambda world: rows),
         (f"the same, {total} rows in all", lambda world: total // world),
@@ -294,12 +293,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048, help="of each process")
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=[*LOSSES], metavar="LOSS",
+                        help="whose memory is measured")  # fmt: skip
     args = parser.parse_args()
     if args.work:
         return work(*json.loads(args.work))
     if args.link:
         return link([w for w in args.worlds if w > 1], args.rows, args.dim, args.rounds)
-    memory(args.worlds, args.rows, 2 * args.rows, args.dim)
+    memory(args.worlds, args.rows, 2 * args.rows, args.dim, args.losses)
     traffic([w for w in args.worlds if w > 1], args.rows, args.dim)
     extrapolate(flops=300e12, rate=50e9, dim=1024, size=2)
 
