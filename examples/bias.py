@@ -25,7 +25,7 @@ from torch import Tensor
 
 from examples import bias_report
 from examples.common import large_batch, report
-from examples.common.contrast import EAGER_LOSS, FUSED_LOSS, PairRun
+from examples.common.contrast import SIGLIP, PairRun
 from examples.common.data import Pairs, digits, split, split_heldout
 from examples.common.matching import best_threshold, calibration, called, fit, log_odds, of_scores
 from examples.common.retrieval import recall
@@ -158,9 +158,9 @@ def train_pairs(args, bars: Progress) -> dict:
     for seed in range(args.seed, args.seed + args.seeds):
         for batch in args.batches:
             batches = Batches(seen, None, (batch, 0), words, seed)
-            losses = dict.fromkeys(STARTS, FUSED_LOSS)
+            losses = dict.fromkeys(STARTS, SIGLIP["fused"])
             if batch == args.twin and seed == args.seed:
-                losses["-10, eager"] = EAGER_LOSS
+                losses["-10, eager"] = SIGLIP["eager"]
             runs = {}
             for start, loss in losses.items():
                 torch.manual_seed(seed)

@@ -33,7 +33,7 @@ from torch import nn
 
 from examples import cheaper_report
 from examples.common import large_batch, report, subgroups
-from examples.common.contrast import EAGER_LOSS, FUSED_LOSS, PairRun
+from examples.common.contrast import SIGLIP, PairRun
 from examples.common.data import Pairs, split, split_heldout, words
 from examples.common.retrieval import chance, nearest_pixel, recall
 from examples.common.supervision import (
@@ -137,7 +137,7 @@ def tower(method: str, start: nn.Module | None = None) -> PatchTower:
 
 
 def pair_run(method: str, here: World, args, seed: int, steps: int,
-             start: nn.Module | None = None, loss=FUSED_LOSS) -> PairRun:  # fmt: skip
+             start: nn.Module | None = None, loss=SIGLIP["fused"]) -> PairRun:  # fmt: skip
     torch.manual_seed(seed)
     model = TwoTowers(tower(method, start), TextTower(len(here.words), DIM))
     batches = Batches(here.seen, None, (args.batch_size, 0), here.words, seed)
@@ -173,7 +173,7 @@ def plan(here: World, args) -> dict[str, dict]:
     runs: dict[str, Run] = {
         name: pair_run(name, here, args, args.seed, args.rounds + 1) for name in METHODS
     }
-    runs["eager"] = pair_run("plain", here, args, args.seed, args.rounds + 1, loss=EAGER_LOSS)
+    runs["eager"] = pair_run("plain", here, args, args.seed, args.rounds + 1, loss=SIGLIP["eager"])
     for kind in ("subgroups", "nouns"):
         runs[kind] = label_run(kind, here, args, args.seed, args.rounds + 1)
     seconds = seconds_a_step(runs, args.rounds)

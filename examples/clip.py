@@ -36,12 +36,10 @@ from examples.common.data import SCENE_WORDS, Pairs, Scenes, halved, scenes, spl
 from examples.common.retrieval import chance, nearest_pixel, recall
 from examples.common.supervision import (
     CONTRASTS,
-    EAGER,
     Classifier,
     RowBatches,
     TowerRun,
     bag_of_words,
-    contrast,
     word_loss,
 )
 from examples.common.towers import ImageTower, TextTower, TwoTowers, Words
@@ -137,7 +135,7 @@ def head_run(loss: str, size: int, seed: int, batches: RowBatches, data: Data, a
     model = TwoTowers(Head(data.seen.features), TextTower(len(data.words), DIM, WIDTH))
     settings = {"seed": seed, "size": size, "scenes": args.scenes, "words": args.word_steps}
     path = args.out / f"{loss}-{size}-{seed}-{kind}.pt"
-    of = contrast(EAGER[loss]) if kind == "eager" else CONTRASTS[loss]
+    of = CONTRASTS[loss]["eager" if kind == "eager" else "fused"]
     steps = args.pairs // {"steps": USUAL}.get(kind, size)
     steps = steps if kind in KINDS else args.cost_steps
     return TowerRun(f"{loss}, batch {size}", path, model, of, batches, steps, settings,
@@ -206,11 +204,11 @@ def costs(data: Data, args, bars: Progress) -> dict:
     both = {
         loss: {name: head_run(loss, size, args.seed, batches, data, args, name)
                for name in ("fused", "eager")}
-        for loss in EAGER
+        for loss in CONTRASTS
     }  # fmt: skip
     runs = [run for pair in both.values() for run in pair.values()]
     train(runs, bars, args.every, args.resume, f"batch {size}, fused and eager")
-    task = bars.add_task("the losses alone", total=len(EAGER), note="in processes of their own")
+    task = bars.add_task("the losses alone", total=len(both), note="in processes of their own")
     return large_batch.beside_eager(
         both, size, DIM, args.device, lambda: bars.update(task, advance=1)
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from examples import dfn_report
 from examples.common import large_batch, report
-from examples.common.contrast import EAGER_LOSS, FUSED_LOSS, PairRun
+from examples.common.contrast import SIGLIP, PairRun
 from examples.common.data import Pairs, split, split_heldout
 from examples.common.matching import ranked_right
 from examples.common.retrieval import chance, nearest_pixel, recall, tf_idf
@@ -75,7 +75,9 @@ def world(args: argparse.Namespace, seed: int) -> World:
     return World(seen.take(clean), pool, *split_heldout(args.held), Words(seen.captions))
 
 
-def siglip_run(name: str, pairs: Pairs, here: World, args, seed: int, loss=FUSED_LOSS) -> PairRun:
+def siglip_run(
+    name: str, pairs: Pairs, here: World, args, seed: int, loss=SIGLIP["fused"]
+) -> PairRun:
     torch.manual_seed(seed)
     model = TwoTowers(ImageTower(DIM, width=32), TextTower(len(here.words), DIM))
     batches = Batches(pairs, None, (min(args.batch_size, len(pairs.captions)), 0), here.words, seed)
@@ -139,7 +141,8 @@ def filter_and_train(args, seed: int, bars: Progress) -> dict:
     generator = torch.Generator().manual_seed(seed)
     filters = {"fused": siglip_run("filter", here.clean, here, args, seed)}
     if seed == args.seed:
-        filters["eager"] = siglip_run("filter, eager", here.clean, here, args, seed, EAGER_LOSS)
+        loss = SIGLIP["eager"]
+        filters["eager"] = siglip_run("filter, eager", here.clean, here, args, seed, loss)
     train([*filters.values()], bars, args.every, args.resume, f"filter, seed {seed}")
     model = filters["fused"].model
     scores = dict(zip(FILTERS, (own_cosines(model, here.pool.pairs, here.words),

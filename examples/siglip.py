@@ -25,8 +25,8 @@ import tilewise as tw
 from examples import siglip_report
 from examples.common import large_batch, parallel, report
 from examples.common.data import SCENE_WORDS, Pairs, pairs, scenes, split
-from examples.common.large_batch import LOSSES
 from examples.common.retrieval import chance, nearest_pixel, recall
+from examples.common.supervision import LOSSES
 from examples.common.towers import ImageTower, TextTower, TwoTowers, Words, score
 from examples.common.training import Batches, Run, arguments, optimize, progress, train
 
@@ -41,7 +41,7 @@ class SigLipRun(Run):
 
     Args:
         bias: b at first.
-        loss: a name of `LOSSES`.
+        loss: "fused" or "eager".
         place: this process. Each embeds its part of a batch.
     """
 
@@ -55,7 +55,8 @@ class SigLipRun(Run):
         settings = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
         names = ("scale", "bias", "apart", "recall")
         super().__init__(label, path, model, model.optimizer(), steps, settings, names)
-        self.loss, self.other = LOSSES[loss], LOSSES["eager" if loss == "fused" else "fused"]
+        both = LOSSES["SigLIP"]
+        self.loss, self.other = both[loss], both["eager" if loss == "fused" else "fused"]
         self.batches, self.heldout, self.schedule = batches, heldout, args.steps
         self.device = args.device
         self.place, self.replica = place, place.replica(model)
@@ -125,7 +126,7 @@ def train_large(model: TwoTowers, words: Words, args, bars: Progress) -> dict:
         rows = rows[large_batch.by_length(tokens[rows])]
         value, in_loss = large_batch.step_text(
             model.text, tokens[rows], features[rows],
-            model.log_scale.exp(), model.logit_bias, LOSSES["fused"],
+            model.log_scale.exp(), model.logit_bias, LOSSES["SigLIP"]["fused"],
         )  # fmt: skip
         optimize(optimizer, step, args.large_steps, warmup=2)
         history["seconds"].append(time.perf_counter() - began)

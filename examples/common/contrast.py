@@ -13,18 +13,18 @@ import torch
 
 from examples.common.data import Pairs
 from examples.common.retrieval import recall
-from examples.common.supervision import CONTRASTS, EAGER, TowerRun, contrast
+from examples.common.supervision import CONTRASTS, TowerRun
 from examples.common.towers import TwoTowers, score
 from examples.common.training import Batches
 
-FUSED_LOSS, EAGER_LOSS = CONTRASTS["SigLIP"], contrast(EAGER["SigLIP"])
+SIGLIP = CONTRASTS["SigLIP"]
 
 
 class PairRun(TowerRun):
     """A TowerRun that follows the two scalars, and the recall on validation pairs."""
 
     def __init__(self, label: str, path: Path, model: TwoTowers, batches: Batches,
-                 validation: Pairs, steps: int, loss: Callable = FUSED_LOSS,
+                 validation: Pairs, steps: int, loss: Callable = SIGLIP["fused"],
                  device: str = "cpu"):  # fmt: skip
         settings = {"batch": batches.singles, "seed": batches.seed,
                     "pairs": len(batches.train.captions)}  # fmt: skip

@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,14 +24,10 @@ from rich.table import Table
 from benchmarks.harness.measure import Call, peak_here, time_once
 from examples.common import report
 from examples.common.data import Scenes
-from examples.common.supervision import EAGER, FUSED, apply
+from examples.common.supervision import LOSSES, apply
 from examples.common.towers import PAD, embed
 from examples.common.training import Run
 
-KINDS: dict[str, dict[str, Callable]] = {
-    kind: {"fused": FUSED[kind], "eager": EAGER[kind]} for kind in FUSED
-}
-LOSSES = KINDS["SigLIP"]
 CHUNK = 1024
 
 
@@ -83,7 +78,7 @@ def step_text(text_tower, tokens, image_features, logit_scale, logit_bias, loss_
 def call(name: str, kind: str, batch: int, dim: int, device: str, towers: str) -> Call:
     """A loss with its gradients. Where the image tower is "locked" as in the large-batch steps,
     text features, scale and bias get one, image features do not; otherwise "both" do."""
-    loss = KINDS[kind][name]
+    loss = LOSSES[kind][name]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, batch, dim, generator=generator).to(device)
     image, text = F.normalize(drawn, dim=2).unbind()
@@ -117,11 +112,11 @@ def measure(
     batch: int, dim: int, device: str = "cpu", kind: str = "SigLIP", towers: str = "locked"
 ) -> dict[str, dict | None]:
     """measure_here in a fresh process; None for a loss that needs more memory than is free."""
-    names = [name for name in LOSSES if name != "eager" or _fits(batch, device)]
+    names = [name for name in LOSSES[kind] if name != "eager" or _fits(batch, device)]
     command = [sys.executable, "-m", "examples.common.large_batch", kind]
     command += [str(batch), str(dim), device, towers, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict.fromkeys(LOSSES) | json.loads(done.stdout)
+    return dict.fromkeys(LOSSES[kind]) | json.loads(done.stdout)
 
 
 def beside_eager(

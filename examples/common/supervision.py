@@ -1,7 +1,7 @@
 """One image tower and its teachers: captions by contrast, the words of captions, or labels.
 
     model = TwoTowers(ImageTower(), TextTower(len(words)))
-    TowerRun("CLIP", path, model, CONTRASTS["CLIP"], batches, steps, settings)
+    TowerRun("CLIP", path, model, CONTRASTS["CLIP"]["fused"], batches, steps, settings)
 
     tagger = Classifier(ImageTower(), len(words), bias=-6)
     TowerRun("words", path, tagger, word_loss, batches, steps, settings)
@@ -21,8 +21,10 @@ from benchmarks.baselines import eager_clip_loss, eager_sigmoid_loss
 from examples.common.towers import PAD, UNKNOWN, ImageTower
 from examples.common.training import Run, optimize, shift
 
-FUSED: dict[str, Callable] = {"SigLIP": tw.sigmoid_loss, "CLIP": tw.clip_loss}
-EAGER: dict[str, Callable] = {"SigLIP": eager_sigmoid_loss, "CLIP": eager_clip_loss}
+LOSSES: dict[str, dict[str, Callable]] = {
+    "SigLIP": {"fused": tw.sigmoid_loss, "eager": eager_sigmoid_loss},
+    "CLIP": {"fused": tw.clip_loss, "eager": eager_clip_loss},
+}
 
 
 class Classifier(nn.Module):
@@ -51,7 +53,7 @@ class Classifier(nn.Module):
 
 def apply(loss: Callable, image, text, scale, bias) -> torch.Tensor:
     """One of the losses above on features and scalars; CLIP's has no bias."""
-    biased = loss in (FUSED["SigLIP"], EAGER["SigLIP"])
+    biased = loss in LOSSES["SigLIP"].values()
     return loss(image, text, scale, bias) if biased else loss(image, text, scale)
 
 
@@ -60,7 +62,9 @@ def contrast(loss: Callable) -> Callable:
     return lambda model, images, tokens: apply(loss, *model(images, tokens))
 
 
-CONTRASTS = {name: contrast(loss) for name, loss in FUSED.items()}
+CONTRASTS = {
+    kind: {name: contrast(loss) for name, loss in both.items()} for kind, both in LOSSES.items()
+}
 
 
 def bag_of_words(tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:

@@ -29,11 +29,9 @@ from examples.common import glyphs, large_batch, report, subgroups
 from examples.common.data import Pairs, split_digits
 from examples.common.supervision import (
     CONTRASTS,
-    EAGER,
     Classifier,
     LabelBatches,
     TowerRun,
-    contrast,
     label_loss,
     word_loss,
 )
@@ -77,7 +75,7 @@ def tower_run(kind: str, seed: int, batches: Batches, args, steps: int = 0) -> T
     else:
         model = TwoTowers(tower(), TextTower(len(batches.words), DIM, 64))
         name, _, made = kind.partition(", ")
-        loss = contrast(EAGER[name]) if made == "eager" else CONTRASTS[name]
+        loss = CONTRASTS[name]["eager" if made == "eager" else "fused"]
     path = args.out / f"{kind.replace(', ', '-')}-{seed}.pt"
     settings = {"seed": seed, "batch": list(BATCH)}
     return TowerRun(kind, path, model, loss, batches, steps or args.steps, settings, 4e-3,
@@ -205,7 +203,7 @@ def costs(args, bars: Progress, batches: Batches) -> dict:
     runs = {
         loss: {name: tower_run(f"{loss}, {name}", args.seed, batches, args, 6)
                for name in ("fused", "eager")}
-        for loss in EAGER
+        for loss in CONTRASTS
     }  # fmt: skip
     every = [run for both in runs.values() for run in both.values()]
     train(every, bars, args.every, args.resume, "fused and eager losses")

@@ -96,7 +96,7 @@ def test_pairs(method):
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
     pictures = Pairs(images, [f"picture {i}" for i in range(8)])
     here = cheaper.World(pictures, pictures, pictures, siglip.Words(pictures.captions))
-    eager = supervision.contrast(supervision.EAGER["SigLIP"])
+    eager = supervision.CONTRASTS["SigLIP"]["eager"]
     run = cheaper.pair_run(method, here, ARGS, 0, 1, loss=eager)
     run.before(0)
     run.step(0)
@@ -116,7 +116,7 @@ def test_towers(kind):
     else:
         model = supervision.Classifier(ImageTower(16, 32, 8), 9)
     losses = {"words": supervision.word_loss, "labels": supervision.label_loss}
-    loss = losses.get(kind) or supervision.contrast(supervision.EAGER["CLIP"])
+    loss = losses.get(kind) or supervision.CONTRASTS["CLIP"]["eager"]
     rows = supervision.RowBatches(images, tokens[:, 0] if kind == "labels" else tokens, 4, 0)
     run = supervision.TowerRun(kind, Path("x.pt"), model, loss, rows, 5, {}, device="meta")
     run.before(0)

@@ -23,7 +23,8 @@ from rich.console import Console  # noqa: E402
 
 from examples import siglip, siglip_report  # noqa: E402
 from examples.common import data, large_batch, retrieval, training  # noqa: E402
-from examples.common.large_batch import LOSSES, by_length, step_text  # noqa: E402
+from examples.common.large_batch import by_length, step_text  # noqa: E402
+from examples.common.supervision import LOSSES  # noqa: E402
 from examples.common.towers import UNKNOWN, TextTower, Words  # noqa: E402
 from tests.examples.silent import Silent  # noqa: E402
 
@@ -195,10 +196,10 @@ def test_chunked_step_has_the_gradients_of_a_whole_one():
     tower, scale, bias = TextTower(len(words)), torch.tensor(10.0), torch.tensor(-10.0)
     scale.requires_grad_()
 
-    loss, _ = step_text(tower, tokens, features, scale, bias, LOSSES["fused"])
+    loss, _ = step_text(tower, tokens, features, scale, bias, LOSSES["SigLIP"]["fused"])
     chunked = [p.grad.clone() for p in tower.parameters()]
     tower.zero_grad()
-    whole = LOSSES["eager"](features, tower(tokens), scale, bias)
+    whole = LOSSES["SigLIP"]["eager"](features, tower(tokens), scale, bias)
     whole.backward()
     assert loss == pytest.approx(whole.item(), rel=1e-5)
     for ours, theirs in zip(chunked, tower.parameters(), strict=True):
