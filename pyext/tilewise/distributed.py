@@ -21,6 +21,7 @@ __all__ = ["Peers", "circulate", "gather"]
 
 ROUTES = ("bidir", "shift", "reduce", "gather")
 TEXT = 1024  # bytes of what processes tell each other about a difference
+LONGEST = 4096  # rows of a block that travel at a time
 
 Parts = tuple[Tensor, ...]
 
@@ -183,7 +184,7 @@ class _Lane:
         parts = [_cuts(n, count)[number] for n in rows]
         self.peers, self.own, self.step, self.hops = peers, parts[peers.rank], step, hops
         self.rows = [part.stop - part.start for part in parts]
-        self.pieces = max(1, pieces // count)
+        self.pieces = pieces
         self.hop = 0
         self.sums: list[tuple[Parts, Transfer]] = []  # of each piece, on their way here
 
@@ -248,6 +249,7 @@ def circulate(
     *,
     route: str = "bidir",
     pieces: int = 1,
+    whole: bool = False,
     merge: Callable[[Tensor, Tensor], Any] = Tensor.add_,
 ) -> Parts:
     """Shows each process's block to every process; returns what all of them have for one's own.
@@ -260,13 +262,14 @@ def circulate(
         block: this process's tensors, each (rows[rank], ...).
         visit: `visit(owner, *tensors)` is called with this process's own block, then with each of
             the others', by the rank of its owner: by stretches of its rows, in any order; whole
-            with "reduce", or with "shift" or "gather" in one piece. Returns new tensors (rows of
-            the stretch, ...), to be summed for the owner; none of them if there is nothing.
+            with "reduce", or with "gather" or `whole` "shift" in one piece. Returns new tensors
+            (rows of the stretch, ...), to be summed for the owner; none if there is nothing.
         route: "bidir", half of a block goes round the ring in each direction; "shift", the whole
             in one; "reduce", each process's in turn to all (by a broadcast and a reduction);
             "gather", each directly to each, all at once.
-        pieces: into how many stretches visitors' blocks are cut, so that the sum of one goes on
-            while the next is visited.
+        pieces: into how many stretches what visits is cut, so that the sum of one goes on while the
+            next is visited.
+        whole: whether a long block goes round at once, in place of by 4,096 rows.
         merge: adds its second argument to its first, in place; with "reduce" it must be a sum.
 
     Returns:
@@ -275,29 +278,49 @@ def circulate(
     Raises:
         RuntimeError: an exchange failed or timed out; the message names the ranks.
 
-    Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Memory: two
-    visitors' blocks and three of sums at a time, whatever W; with "gather", W.
+    Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Long blocks go
+    round by 4,096 rows. Memory: three visitors and four of sums at a time, of so many rows,
+    whatever W; with "gather", W blocks.
     """
     size = peers.size
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
-    ways: dict[str, list[tuple[int, ...]]] = {
-        "bidir": [(1, size - 1, 0, 2), (-1, size - 1, 1, 2)],
-        "shift": [(1, size - 1)],
-        "gather": [(distance, 1) for distance in range(1, size)],
-    }
-    lanes = [_Lane(peers, rows, pieces, *way) for way in ways[route] if way[1]]
-    for lane in lanes:
+    rounds = _rounds(peers, rows, pieces, route, whole) if size > 1 else []
+    for lane in rounds[0] if rounds else ():
         lane.send_on(tuple(x[lane.own] for x in block))
     own = visit(peers.rank, *block)
-    for hop in range(max((lane.hops for lane in lanes), default=0)):
-        for lane in lanes:
-            if hop < lane.hops:
+    for i, lanes in enumerate(rounds):
+        for hop in range(lanes[0].hops):
+            if hop == lanes[0].hops - 1 and i + 1 < len(rounds):  # on their way meanwhile
+                for lane in rounds[i + 1]:
+                    lane.send_on(tuple(x[lane.own] for x in block))
+            for lane in lanes:
                 lane.visit(visit, merge)
-    for lane in lanes:
+        for lane in rounds[i - 1] if i else ():
+            lane.bring_home(own, merge)
+    for lane in rounds[-1] if rounds else ():
         lane.bring_home(own, merge)
     return own
+
+
+def _rounds(
+    peers: Peers, rows: list[int], pieces: int, route: str, whole: bool
+) -> list[list[_Lane]]:
+    """Lanes that are used at the same time, and one after the other."""
+    size = peers.size
+    if route == "gather":
+        return [[_Lane(peers, rows, pieces, distance, 1) for distance in range(1, size)]]
+    steps = (1, -1) if route == "bidir" else (1,)
+    ways = len(steps)
+    count = 1 if whole else max(1, -(-max(rows) // LONGEST))
+    return [
+        [
+            _Lane(peers, rows, max(1, pieces // ways), step, size - 1, ways * i + k, ways * count)
+            for k, step in enumerate(steps)
+        ]
+        for i in range(count)
+    ]
 
 
 def _in_turn(peers: Peers, rows: list[int], block: Parts, visit: Callable[..., Parts]) -> Parts:

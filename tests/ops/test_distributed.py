@@ -1,11 +1,14 @@
 """tilewise.distributed: what goes round comes home, on every route."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.distributed as dist
 
 import tilewise as tw
 from tests.common.processes import OF_PROCESSES, WORLDS, Failed, processes
+from tilewise import distributed
 from tilewise.distributed import ROUTES, Peers, circulate
 
 pytestmark = OF_PROCESSES
@@ -19,8 +22,23 @@ def block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([place + 100.0 * rank] * 2, 1), place + 1000 * rank
 
 
-def circulated(route: str, pieces: int):
+@contextlib.contextmanager
+def long(rows: int):
+    """Blocks of more rows go round in parts."""
+    before, distributed.LONGEST = distributed.LONGEST, rows
+    try:
+        yield
+    finally:
+        distributed.LONGEST = before
+
+
+def circulated(route: str, pieces: int, longest: int):
     """In a process: who was seen, and what came home."""
+    with long(longest):
+        return _circulated(route, pieces)
+
+
+def _circulated(route: str, pieces: int):
     peers = Peers(None, "test")
     rows = ROWS[: peers.size]
     seen: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(peers.size)}
@@ -38,8 +56,8 @@ def circulated(route: str, pieces: int):
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_block_visits_everyone_and_sums_come_home(world, route):
-    for pieces in (1, 3):
-        found = processes().run(world, circulated, route, pieces)
+    for pieces, longest in ((1, 4096), (3, 4096), (1, 2), (3, 3)):
+        found = processes().run(world, circulated, route, pieces, longest)
         for rank, (seen, home, nothing) in enumerate(found):
             assert nothing == ()
             for owner, places in seen.items():
@@ -68,6 +86,51 @@ def test_merges_need_not_be_sums():
         for rank, (home,) in enumerate(processes().run(4, merged, route)):
             most = max((rank * 7 + r * 3) % 5 for r in range(4))
             assert torch.equal(home, block(rank)[0] + most)
+
+
+def seen_whole():
+    """Each visitor's rows, in one call."""
+    peers, calls = Peers(None, "test"), []
+
+    def visit(owner, values, _):
+        calls.append((owner, len(values)))
+        return ()
+
+    with long(2):
+        rows = ROWS[: peers.size]
+        circulate(peers, rows, block(peers.rank), visit, route="shift", whole=True)
+    return calls
+
+
+def test_whole_blocks_are_seen_at_once():
+    for calls in processes().run(4, seen_whole):
+        assert sorted(calls) == [*enumerate(ROWS)]
+
+
+def losses_of_long_blocks(longest: int):
+    """Loss and gradients of this process's 7 pairs, by three losses."""
+    group, found = dist.group.WORLD, []
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    with long(longest):
+        for loss in (
+            lambda x, y: tw.nn.SigLipLoss(rank=dist.get_rank(), world_size=dist.get_world_size())(
+                x, y, torch.tensor(5.0), torch.tensor(-2.0)),
+            lambda x, y: tw.nn.ClipLoss(rank=dist.get_rank(), world_size=dist.get_world_size(),
+                                        gather_with_grad=True)(x, y, torch.tensor(5.0)),
+            lambda x, y: tw.nn.InfoNCELoss(0.2, group=group)(x, y),
+        ):  # fmt: skip
+            x, y = (torch.randn(7, 5, generator=generator).requires_grad_() for _ in range(2))
+            value = loss(x, y)
+            found += [value.detach(), *torch.autograd.grad(value, (x, y))]
+    return found
+
+
+def test_losses_do_not_depend_on_how_blocks_travel():
+    for whole, parts in zip(
+        *(processes().run(3, losses_of_long_blocks, longest) for longest in (4096, 2)), strict=True
+    ):
+        for x, y in zip(whole, parts, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
 def gathered(with_gradient: bool):

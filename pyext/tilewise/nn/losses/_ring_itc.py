@@ -51,7 +51,8 @@ def itc(
     if len(queue.image):
         show(queue)
     block = tuple(x for x in own if x is not None)
-    circulate(peers, rows, block, visit, route="shift")  # whole: the queue has places for them
+    # The queue has places for whole blocks.
+    circulate(peers, rows, block, visit, route="shift", whole=True)
     weight = 0.5 * peers.size / max(sum(rows), 1)  # each query matches its own pair at least
     loss, (d_image, d_text), d_scale = combined([x.results(weight) for x in sides], scale)
     return loss, wanted([d_image, d_text, d_scale], needs)
