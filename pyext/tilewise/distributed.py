@@ -314,12 +314,14 @@ def _rounds(
     steps = (1, -1) if route == "bidir" else (1,)
     ways = len(steps)
     count = 1 if whole else max(1, -(-max(rows) // LONGEST))
+    # What a round leaves to be sent goes on while the next one is visited.
+    last = max(1, pieces // ways)
     return [
         [
-            _Lane(peers, rows, max(1, pieces // ways), step, size - 1, ways * i + k, ways * count)
+            _Lane(peers, rows, each, step, size - 1, ways * i + k, ways * count)
             for k, step in enumerate(steps)
         ]
-        for i in range(count)
+        for i, each in enumerate([1] * (count - 1) + [last])
     ]
 
 
