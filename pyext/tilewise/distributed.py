@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tilewise._lanes import Lane, Parts
+
 if TYPE_CHECKING:  # not in every build of torch
     from torch.distributed import ProcessGroup
 
@@ -22,8 +24,6 @@ __all__ = ["Peers", "circulate", "gather"]
 ROUTES = ("bidir", "shift", "reduce", "gather")
 TEXT = 1024  # bytes of what processes tell each other about a difference
 LONGEST = 4096  # rows of a block that travel at a time
-
-Parts = tuple[Tensor, ...]
 
 
 class Peers:
@@ -169,78 +169,6 @@ def _differences(texts: list[str]) -> str:
     return "; ".join(found)
 
 
-class _Lane:
-    """A way of blocks round the ring, `step` ranks at a time, and of what is summed for them.
-
-    A block visits `hops` processes. The sum of what they have for it goes along with it, one hop
-    behind, and from the last of them home. Of blocks that are cut in `count`, a lane has part
-    `number`; `own` is where this process's lies.
-    """
-
-    def __init__(
-        self, peers: Peers, rows: list[int], pieces: int, step: int, hops: int,
-        number: int = 0, count: int = 1,
-    ):  # fmt: skip
-        parts = [_cuts(n, count)[number] for n in rows]
-        self.peers, self.own, self.step, self.hops = peers, parts[peers.rank], step, hops
-        self.rows = [part.stop - part.start for part in parts]
-        self.pieces = pieces
-        self.hop = 0
-        self.sums: list[tuple[Parts, Transfer]] = []  # of each piece, on their way here
-
-    def _rank(self, steps: int) -> int:
-        return (self.peers.rank + steps * self.step) % self.peers.size
-
-    def send_on(self, block: Parts) -> None:
-        """Begins to send the block to the next process, and to receive the previous one's."""
-        if self.hop == self.hops:
-            return
-        rows = self.rows[self._rank(-self.hop - 1)]
-        self.next = tuple(x.new_empty(rows, *x.shape[1:]) for x in block)
-        self.arrival = self.peers.exchange(
-            [(self._rank(1), x) for x in block], [(self._rank(-1), x) for x in self.next]
-        )
-
-    def visit(self, visit: Callable[..., Parts], merge: Callable[[Tensor, Tensor], Any]) -> None:
-        """Takes the next block in, and sends on what there is for it."""
-        self.arrival.wait()
-        block, self.hop = self.next, self.hop + 1
-        self.next = ()
-        self.send_on(block)
-        owner, last = self._rank(-self.hop), self.hop == self.hops
-        # After the last hop sums go home. Here come those of the block that is visited next.
-        to, source = (owner, self._rank(self.hops)) if last else (self._rank(1), self._rank(-1))
-        rows = self.rows[self.peers.rank if last else self._rank(-self.hop - 1)]
-        before, self.sums = self.sums[::-1], []
-        sizes = zip(_cuts(len(block[0]), self.pieces), _cuts(rows, self.pieces), strict=True)
-        for here, there in sizes:
-            parts = visit(owner, *(x[here] for x in block))
-            if before:
-                sums, transfer = before.pop()
-                transfer.wait()
-                for part, sum in zip(parts, sums, strict=True):
-                    merge(part, sum)
-            coming = tuple(x.new_empty(there.stop - there.start, *x.shape[1:]) for x in parts)
-            self.sums.append((coming, self.peers.exchange(
-                [(to, x.contiguous()) for x in parts], [(source, x) for x in coming]
-            )))
-
-    def bring_home(self, own: Parts, merge: Callable[[Tensor, Tensor], Any]) -> None:
-        """Merges the sums of this process's own block, piece by piece."""
-        own = tuple(x[self.own] for x in own)
-        places = _cuts(self.rows[self.peers.rank], self.pieces)
-        for at, (sums, transfer) in zip(places, self.sums, strict=True):
-            transfer.wait()
-            for total, part in zip(own, sums, strict=True):
-                merge(total[at], part)
-
-
-def _cuts(rows: int, pieces: int) -> list[slice]:
-    """`pieces` slices of nearly equal length."""
-    ends = [rows * k // pieces for k in range(pieces + 1)]
-    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
 def circulate(
     peers: Peers,
     rows: list[int],
@@ -282,35 +210,37 @@ def circulate(
     round by 4,096 rows. Memory: three visitors and four of sums at a time, of so many rows,
     whatever W; with "gather", W blocks.
     """
-    size = peers.size
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
-    rounds = _rounds(peers, rows, pieces, route, whole) if size > 1 else []
-    for lane in rounds[0] if rounds else ():
-        lane.send_on(tuple(x[lane.own] for x in block))
+    if peers.size == 1:
+        return visit(peers.rank, *block)
+    before: list[Lane] = []  # whose sums come home
+    rounds = _rounds(peers, rows, pieces, route, whole)
+    for lane in rounds[0]:
+        lane.begin(block)
     own = visit(peers.rank, *block)
-    for i, lanes in enumerate(rounds):
+    for lanes, after in zip(rounds, [*rounds[1:], []], strict=True):
         for hop in range(lanes[0].hops):
-            if hop == lanes[0].hops - 1 and i + 1 < len(rounds):  # on their way meanwhile
-                for lane in rounds[i + 1]:
-                    lane.send_on(tuple(x[lane.own] for x in block))
+            for lane in after if hop == lanes[0].hops - 1 else ():  # on its way meanwhile
+                lane.begin(block)
             for lane in lanes:
                 lane.visit(visit, merge)
-        for lane in rounds[i - 1] if i else ():
+        for lane in before:
             lane.bring_home(own, merge)
-    for lane in rounds[-1] if rounds else ():
+        before = lanes
+    for lane in before:
         lane.bring_home(own, merge)
     return own
 
 
 def _rounds(
     peers: Peers, rows: list[int], pieces: int, route: str, whole: bool
-) -> list[list[_Lane]]:
+) -> list[list[Lane]]:
     """Lanes that are used at the same time, and one after the other."""
     size = peers.size
     if route == "gather":
-        return [[_Lane(peers, rows, pieces, distance, 1) for distance in range(1, size)]]
+        return [[Lane(peers, rows, pieces, distance, 1) for distance in range(1, size)]]
     steps = (1, -1) if route == "bidir" else (1,)
     ways = len(steps)
     count = 1 if whole else max(1, -(-max(rows) // LONGEST))
@@ -318,7 +248,7 @@ def _rounds(
     last = max(1, pieces // ways)
     return [
         [
-            _Lane(peers, rows, each, step, size - 1, ways * i + k, ways * count)
+            Lane(peers, rows, each, step, size - 1, ways * i + k, ways * count)
             for k, step in enumerate(steps)
         ]
         for i, each in enumerate([1] * (count - 1) + [last])
