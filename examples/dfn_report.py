@@ -111,7 +111,7 @@ def value(found: dict) -> str:
     for other in ("random", "whole pool", "oracle-clean"):
         words = {"random": "as many random ones", "whole pool": "the whole pool",
                  "oracle-clean": "as many right ones"}[other]  # fmt: skip
-        parts.append(f"{difference(ones['filtered'], ones[other])} than on {words}")
+        parts.append(f"{difference(ones['filtered'], ones[other])}, from {words}")
     return (f"The half that the filter keeps is right in {percent(precision)} % of its pairs; "
             f"recall@1 of a model trained on it is, in points, {'; '.join(parts)}.")  # fmt: skip
 
