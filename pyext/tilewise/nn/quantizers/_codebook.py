@@ -177,8 +177,7 @@ class Codebook(nn.Module):
         counts = torch.ones_like(self.cluster_size)
         for _ in range(self.kmeans_iters):
             index, _ = self.search(rows, valid, codes)
-            counts, sums = self.sums(rows, index)
-            counts, sums = _sync.summed([counts.to(sums.dtype), sums], self.sync)
+            counts, sums = _sync.summed([*self.sums(rows, index)], self.sync)
             means = sums / counts.clamp(min=1).unsqueeze(-1)
             codes = torch.where(counts.unsqueeze(-1) > 0, self._normal(means), codes)
         return codes, counts, sample.total

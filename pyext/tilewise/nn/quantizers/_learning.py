@@ -45,12 +45,7 @@ def learn(
     todo = [one for one in lessons if one is not None]
     if not todo:
         return
-    # Counts to exchange are numbers of the sums' dtype: exact below 2^24 rows a code.
-    alone = _sync.world_size(todo[0].book.sync) == 1
-    parts = [
-        x for one in todo
-        for x in (one.counts if alone else one.counts.to(one.sums.dtype), one.sums)
-    ]
+    parts = [x for one in todo for x in (one.counts, one.sums)]
     parts = _sync.summed(parts, todo[0].book.sync)
     statistics = list(zip(parts[::2], parts[1::2], strict=True))
     for turn in _turns(todo):
