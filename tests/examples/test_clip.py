@@ -60,7 +60,7 @@ def test_equal_means_within_two_errors():
     assert clip_report.difference([0.5, 0.3, 0.4], [0.4, 0.41, 0.43]).endswith("equal")
 
 
-@pytest.mark.parametrize("kind", large_batch.LOSSES)
+@pytest.mark.parametrize("kind", supervision.LOSSES)
 @pytest.mark.parametrize("towers", ["both", "locked"])
 def test_each_loss_is_called_with_its_gradients(kind, towers):
     for name in ("fused", "eager"):
