@@ -3,8 +3,8 @@
     python -m benchmarks.distributed           # the tables of docs/scaling.md: a few minutes
     python -m benchmarks.distributed --link    # over shaped links between network namespaces: root
 
-Each process computes on one thread, and gives freed memory back at once, so that a peak is of what
-is alive. A link's rate is chosen so that sending takes as long as the
+Each process computes on one thread. Where memory is measured it gives freed memory back at once, so
+that a peak is of what is alive. A link's rate is chosen so that sending takes as long as the
 products do, which is where overlap gains most.
 """
 
@@ -135,7 +135,10 @@ def timed(call: Callable[[], object], rounds: int) -> list[float]:
 
 
 def step_times(loss: str, rows: int, dim: int, rounds: int) -> dict[str, list[float]]:
-    """Of a step, of its products alone, and of sending its bytes alone."""
+    """Of a step, of its products alone, of sending its bytes alone, and of both beside each other.
+
+    The last wait for nothing of each other: what they lose, they lose to the machine.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     call = prepare(loss, rows, dim)
     image, *text = (F.normalize(torch.randn(rows, dim), dim=1) for _ in range(1 + world))
@@ -149,16 +152,18 @@ def step_times(loss: str, rows: int, dim: int, rounds: int) -> dict[str, list[fl
     sent = torch.ones(bytes_sent(loss, world, rows, dim) // 4)
     came = torch.empty_like(sent)
 
-    def send():
+    def send(meanwhile: Callable[[], object] = lambda: None):
         way = [
             dist.P2POp(dist.isend, sent, (rank + 1) % world),
             dist.P2POp(dist.irecv, came, (rank - 1) % world),
         ]
-        for work in dist.batch_isend_irecv(way) if world > 1 else ():
+        works = dist.batch_isend_irecv(way) if world > 1 else []
+        meanwhile()
+        for work in works:
             work.wait()
 
     call()  # warms up
-    calls = {"step": call, "products": compute, "sending": send}
+    calls = {"step": call, "products": compute, "sending": send, "both": lambda: send(compute)}
     return {name: timed(each, rounds) for name, each in calls.items()}
 
 
@@ -184,9 +189,11 @@ def answers(
     """Of each job, the answers of all processes."""
     with tempfile.TemporaryDirectory() as folder:
         address = f"file://{folder}/rendezvous" if network is None else network.address
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if network:
             environment["GLOO_SOCKET_IFNAME"] = network.interface
+        if any(name == "peak" for name, _ in jobs):
+            environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
         children = []
         for rank in range(world):
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.distributed", "--work",
@@ -250,18 +257,19 @@ def link(worlds: list[int], rows: int, dim: int, rounds: int) -> None:
             rate = bytes_sent(loss, world, rows, dim) / computing
             with Network(world, rate) as network:
                 (found,) = answers(world, [job], network)
-            step, alone, sending = (
-                max(min(x[name]) for x in found) for name in ("step", "products", "sending")
+            step, alone, sending, both = (
+                max(min(x[name]) for x in found) for name in ("step", "products", "sending", "both")
             )
             flops = products(loss, world, rows, dim) / alone
             model = seconds(loss, world, rows, dim, flops=flops, rate=rate)
             lines.append([
-                world, f"{8e-6 * rate:.0f} Mbit/s", *(f"{x:.3f}" for x in (alone, sending, step)),
-                f"{step / max(alone, sending):.2f}", f"{model:.3f}",
+                world, f"{8e-6 * rate:.0f} Mbit/s",
+                *(f"{1e3 * x:.0f}" for x in (alone, sending, both, step, model)),
+                f"{step / max(alone, sending):.2f}", f"{step / both:.2f}",
             ])  # fmt: skip
-        table(f"{loss}: seconds, {rows} rows a process, D = {dim}",
-              ["W", "link", "products alone", "sending alone", "step", "step / longer", "model"],
-              lines)  # fmt: skip
+        table(f"{loss}: ms, {rows} rows a process, D = {dim}",
+              ["W", "link", "products alone", "sending alone", "both, independent", "step", "model",
+               "step / longer", "step / both"], lines)  # fmt: skip
 
 
 def extrapolate(flops: float, rate: float, dim: int, size: int) -> None:
