@@ -25,9 +25,9 @@ class Lane:
         self, peers: Peers, rows: list[int], pieces: int, step: int, hops: int,
         number: int = 0, count: int = 1,
     ):  # fmt: skip
-        parts = [cuts(n, count)[number] for n in rows]
-        self.peers, self.own, self.step, self.hops = peers, parts[peers.rank], step, hops
-        self.rows = [part.stop - part.start for part in parts]
+        self.parts = [cuts(n, count)[number] for n in rows]
+        self.peers, self.own, self.step, self.hops = peers, self.parts[peers.rank], step, hops
+        self.rows = [part.stop - part.start for part in self.parts]
         self.pieces = pieces
         self.hop = 0
         self.sums: list[tuple[Parts, Transfer]] = []  # of each piece, on their way here
@@ -62,7 +62,8 @@ class Lane:
         before, self.sums = self.sums[::-1], []
         sizes = zip(cuts(len(block[0]), self.pieces), cuts(rows, self.pieces), strict=True)
         for here, there in sizes:
-            parts = visit(owner, *(x[here] for x in block))
+            first = self.parts[owner].start + here.start
+            parts = visit(owner, first, *(x[here] for x in block))
             if before:
                 sums, transfer = before.pop()
                 transfer.wait()
@@ -81,6 +82,35 @@ class Lane:
             transfer.wait()
             for total, part in zip(own, sums, strict=True):
                 merge(total[at], part)
+
+
+class Own:
+    """A process's own block, visited by parts, and its sums.
+
+    Each of `rounds` has a part. With `halves` the first of two calls in a round visits one half,
+    the second the other.
+    """
+
+    def __init__(self, rank: int, block: Parts, rounds: int, halves: bool):
+        self.rank, self.block = rank, block
+        ways = cuts(len(block[0]), 2 * rounds if halves else rounds)
+        self.left = [way for part in ways for way in ((part,) if halves else (part, None))]
+        self.sums: Parts = ()
+
+    def visit(self, visit: Callable[..., Parts]) -> None:
+        """Visits the next part, if there is one."""
+        at = self.left.pop(0)
+        if at is None:
+            return
+        found = visit(self.rank, at.start, *(x[at] for x in self.block))
+        rows = len(self.block[0])
+        if at == slice(0, rows):
+            self.sums = found
+            return
+        if not self.sums:
+            self.sums = tuple(x.new_empty(rows, *x.shape[1:]) for x in found)
+        for total, part in zip(self.sums, found, strict=True):
+            total[at] = part
 
 
 def cuts(rows: int, pieces: int) -> list[slice]:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tilewise._lanes import Lane, Parts
+from tilewise._lanes import Lane, Own, Parts
 
 if TYPE_CHECKING:  # not in every build of torch
     from torch.distributed import ProcessGroup
@@ -182,16 +182,19 @@ def circulate(
 ) -> Parts:
     """Shows each process's block to every process; returns what all of them have for one's own.
 
-    The next block is on its way while the present one is visited, and so are the sums.
+    The next block is on its way while the present one is visited, and so are the sums. One half of
+    one's own block is visited first, while the first of the others' comes, the other half last,
+    while sums come home.
 
     Args:
         peers: the processes.
         rows: how many rows the block of each has; some may have none.
         block: this process's tensors, each (rows[rank], ...).
-        visit: `visit(owner, *tensors)` is called with this process's own block, then with each of
-            the others', by the rank of its owner: by stretches of its rows, in any order; whole
-            with "reduce", or with "gather" or `whole` "shift" in one piece. Returns new tensors
-            (rows of the stretch, ...), to be summed for the owner; none if there is nothing.
+        visit: `visit(owner, first, *tensors)` is called with each process's block, this one's too,
+            by the rank of its owner: by stretches of its rows, of which `first` is the first, in
+            any order; whole with "reduce", or with "gather" or `whole` "shift" in one piece.
+            Returns new tensors (rows of the stretch, ...), to be summed for the owner; none if
+            there is nothing.
         route: "bidir", half of a block goes round the ring in each direction; "shift", the whole
             in one; "reduce", each process's in turn to all (by a broadcast and a reduction);
             "gather", each directly to each, all at once.
@@ -214,24 +217,26 @@ def circulate(
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
     if peers.size == 1:
-        return visit(peers.rank, *block)
+        return visit(peers.rank, 0, *block)
     before: list[Lane] = []  # whose sums come home
     rounds = _rounds(peers, rows, pieces, route, whole)
+    own = Own(peers.rank, block, len(rounds), halves=pieces > 1)
     for lane in rounds[0]:
         lane.begin(block)
-    own = visit(peers.rank, *block)
     for lanes, after in zip(rounds, [*rounds[1:], []], strict=True):
+        own.visit(visit)
         for hop in range(lanes[0].hops):
             for lane in after if hop == lanes[0].hops - 1 else ():  # on its way meanwhile
                 lane.begin(block)
             for lane in lanes:
                 lane.visit(visit, merge)
+        own.visit(visit)
         for lane in before:
-            lane.bring_home(own, merge)
+            lane.bring_home(own.sums, merge)
         before = lanes
     for lane in before:
-        lane.bring_home(own, merge)
-    return own
+        lane.bring_home(own.sums, merge)
+    return own.sums
 
 
 def _rounds(
@@ -265,7 +270,7 @@ def _in_turn(peers: Peers, rows: list[int], block: Parts, visit: Callable[..., P
         if owner + 1 < peers.size:
             coming = _broadcast(peers, rows, block, owner + 1)
         transfer.wait()
-        parts = tuple(x.contiguous() for x in visit(owner, *tensors))
+        parts = tuple(x.contiguous() for x in visit(owner, 0, *tensors))
         for earlier in sums:
             earlier.wait()
         sums = [_started(peers, owner, dist.reduce, x, group_dst=owner) for x in parts]

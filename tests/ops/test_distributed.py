@@ -10,6 +10,7 @@ import tilewise as tw
 from tests.common.processes import OF_PROCESSES, WORLDS, Failed, processes
 from tilewise import distributed
 from tilewise.distributed import ROUTES, Peers, circulate
+from tilewise.nn.losses import _ring
 
 pytestmark = OF_PROCESSES
 
@@ -23,13 +24,14 @@ def block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def long(rows: int):
-    """Blocks of more rows go round in parts."""
-    before, distributed.LONGEST = distributed.LONGEST, rows
+def long(rows: int, piece: int = _ring.PIECE):
+    """Blocks of more rows go round in parts; pieces of so many are worth a call."""
+    before = distributed.LONGEST, _ring.PIECE
+    distributed.LONGEST, _ring.PIECE = rows, piece
     try:
         yield
     finally:
-        distributed.LONGEST = before
+        distributed.LONGEST, _ring.PIECE = before
 
 
 def circulated(route: str, pieces: int, longest: int):
@@ -43,8 +45,9 @@ def _circulated(route: str, pieces: int):
     rows = ROWS[: peers.size]
     seen: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(peers.size)}
 
-    def visit(owner, values, places):
+    def visit(owner, first, values, places):
         assert torch.equal(values[:, 0].long() % 100, places % 1000)
+        assert torch.equal(places % 1000, first + torch.arange(len(places)))
         seen[owner].append(places)
         return values * 10**peers.rank, places[:, None].double()
 
@@ -73,7 +76,7 @@ def merged(route: str):
     def keep_larger(largest, other):
         torch.maximum(largest, other, out=largest)
 
-    def visit(owner, values, _):
+    def visit(owner, first, values, _):
         return (values + (owner * 7 + peers.rank * 3) % 5,)
 
     return circulate(
@@ -92,7 +95,7 @@ def seen_whole():
     """Each visitor's rows, in one call."""
     peers, calls = Peers(None, "test"), []
 
-    def visit(owner, values, _):
+    def visit(owner, first, values, _):
         calls.append((owner, len(values)))
         return ()
 
@@ -107,17 +110,37 @@ def test_whole_blocks_are_seen_at_once():
         assert sorted(calls) == [*enumerate(ROWS)]
 
 
-def losses_of_long_blocks(longest: int):
-    """Loss and gradients of this process's 7 pairs, by three losses."""
+def seen_in_order():
+    """Whose stretches, of which rows."""
+    peers, calls = Peers(None, "test"), []
+
+    def visit(owner, first, values, _):
+        calls.append((owner, first, len(values)))
+        return ()
+
+    circulate(peers, ROWS[: peers.size], block(peers.rank), visit, pieces=2)
+    return calls
+
+
+def test_halves_of_the_own_block_come_first_and_last():
+    for rank, calls in enumerate(processes().run(4, seen_in_order)):
+        half = ROWS[rank] // 2
+        assert calls[0] == (rank, 0, half) and calls[-1] == (rank, half, ROWS[rank] - half)
+        assert rank not in [owner for owner, *_ in calls[1:-1]]
+
+
+def losses_of_long_blocks(longest: int, piece: int):
+    """Loss and gradients of this process's 7 pairs, by four losses."""
     group, found = dist.group.WORLD, []
     generator = torch.Generator().manual_seed(dist.get_rank())
-    with long(longest):
+    with long(longest, piece):
         for loss in (
             lambda x, y: tw.nn.SigLipLoss(rank=dist.get_rank(), world_size=dist.get_world_size())(
                 x, y, torch.tensor(5.0), torch.tensor(-2.0)),
             lambda x, y: tw.nn.ClipLoss(rank=dist.get_rank(), world_size=dist.get_world_size(),
                                         gather_with_grad=True)(x, y, torch.tensor(5.0)),
             lambda x, y: tw.nn.InfoNCELoss(0.2, group=group)(x, y),
+            lambda x, y: tw.nn.InfoNCELoss(0.2, label_smoothing=0.1, group=group)(x, y),
         ):  # fmt: skip
             x, y = (torch.randn(7, 5, generator=generator).requires_grad_() for _ in range(2))
             value = loss(x, y)
@@ -126,11 +149,12 @@ def losses_of_long_blocks(longest: int):
 
 
 def test_losses_do_not_depend_on_how_blocks_travel():
-    for whole, parts in zip(
-        *(processes().run(3, losses_of_long_blocks, longest) for longest in (4096, 2)), strict=True
-    ):
-        for x, y in zip(whole, parts, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    ways = ((4096, 512), (2, 512), (4096, 1), (2, 1))  # whole, in parts, in pieces
+    found = [processes().run(3, losses_of_long_blocks, *way) for way in ways]
+    for of_process in zip(*found, strict=True):
+        for whole, *others in zip(*of_process, strict=True):
+            for x in others:
+                torch.testing.assert_close(x, whole, rtol=1e-5, atol=1e-6)
 
 
 def gathered(with_gradient: bool):

@@ -42,8 +42,8 @@ def sigmoid(
     share = len(image) * peers.size / max(sum(rows), 1)  # the op divides by its own rows
     totals: list[Tensor] = []  # loss, image, scale, bias
 
-    def visit(owner: int, text: Tensor) -> tuple[Tensor, ...]:
-        offset = 0 if owner == peers.rank else NOWHERE
+    def visit(owner: int, first: int, text: Tensor) -> tuple[Tensor, ...]:
+        offset = -first if owner == peers.rank else NOWHERE
         loss, d_image, d_text, *scalars = sigmoid_block(image, text, scale, bias, offset, needs)
         found = [loss.double(), d_image, *(x.double() for x in scalars)]
         if totals:
@@ -105,7 +105,7 @@ def _clip_of_queries(
     """
     queries = [Means(x, scale, any(needs)) for x in (image, text)]
 
-    def visit(owner: int, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+    def visit(owner: int, first: int, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         queries[0].see(text)
         queries[1].see(image)
         return ()
@@ -125,11 +125,12 @@ def _clip_sums(
     """Sums of exponentials of one's own images and texts (rows, 2), the sum of matches' logits."""
     own: list[Tensor] = []
 
-    def visit(owner: int, text: Tensor) -> tuple[Tensor]:
-        offset = 0 if owner == peers.rank else NOWHERE
+    def visit(owner: int, first: int, text: Tensor) -> tuple[Tensor]:
+        offset = -first if owner == peers.rank else NOWHERE
         image_sums, text_sums, matched = block_sums(image, text, scale, offset)
         if own:
             merge_sums(own[0], image_sums.t())
+            own[1] += matched
         else:
             own.extend([image_sums.t().contiguous(), matched])
         return (text_sums.t().contiguous(),)
@@ -147,9 +148,9 @@ def _clip_gradients(
     images = image_sums.new_full((len(image),), weight)
     totals: list[Tensor] = []  # image, scale
 
-    def visit(owner: int, text: Tensor, text_sums: Tensor) -> tuple[Tensor, ...]:
+    def visit(owner: int, first: int, text: Tensor, text_sums: Tensor) -> tuple[Tensor, ...]:
         texts = text_sums.new_full((len(text),), weight)
-        offset = 0 if owner == peers.rank else NOWHERE
+        offset = -first if owner == peers.rank else NOWHERE
         d_image, d_text, d_scale = block_gradients(
             image, text, scale, offset, image_sums, text_sums.t().contiguous(), images, texts, needs
         )

@@ -66,7 +66,7 @@ class _Queries:
         offset = NOWHERE if self.offset is None else self.offset
         self.mean, self.count = matched_by_offset(keys, None, offset, len(query))
 
-        def visit(owner: int, keys: Tensor, *ids: Tensor) -> tuple[Tensor, ...]:
+        def visit(owner: int, first: int, keys: Tensor, *ids: Tensor) -> tuple[Tensor, ...]:
             sums, _, _ = block_sums(self.query, keys, self.scale, NOWHERE)
             merge_sums(self.sums, sums.t())
             if self.smoothing:
@@ -97,12 +97,12 @@ class _Queries:
         weighted = (weight.unsqueeze(1) * self.query).to(self.scale.dtype)
         weighted_sum = weighted.sum(0, dtype=torch.float64) / self.total
 
-        def visit(owner: int, keys: Tensor, *ids: Tensor) -> tuple[Tensor, ...]:
+        def visit(owner: int, first: int, keys: Tensor, *ids: Tensor) -> tuple[Tensor, ...]:
             own = owner == self.peers.rank and self.offset is not None
+            offset = self.offset - first if own else NOWHERE
             unused = sums.new_zeros(2, len(keys))
             by_query, by_keys, by_scale = block_gradients(
-                self.query, keys, self.scale, self.offset if own else NOWHERE, sums, unused,
-                weight, unused[0], needs,
+                self.query, keys, self.scale, offset, sums, unused, weight, unused[0], needs
             )
             if needs[0]:
                 d_query.add_(by_query)
@@ -113,7 +113,7 @@ class _Queries:
             if self.smoothing:
                 by_keys -= self.scale * self.smoothing * weighted_sum
             if ids or (own and self.rest):
-                by_keys -= self.scale * self.rest * self._of_matches(keys, ids, weighted)
+                by_keys -= self.scale * self.rest * self._of_matches(keys, ids, weighted, offset)
             return (by_keys,)
 
         block = (self.keys, *self.ids)
@@ -127,10 +127,12 @@ class _Queries:
         targets = of_match * self.mean.double() + self.smoothing * self.all_keys
         return targets, (self.query * targets).sum(1)
 
-    def _of_matches(self, keys: Tensor, ids: Sequence[Tensor], weighted: Tensor) -> Tensor:
+    def _of_matches(
+        self, keys: Tensor, ids: Sequence[Tensor], weighted: Tensor, offset: int
+    ) -> Tensor:
         """(rows of keys, D): of each key, the sum of the queries' weighted targets."""
         if not ids:
-            found, _ = matched_by_offset(weighted, None, -self.offset, len(keys))
+            found, _ = matched_by_offset(weighted, None, -offset, len(keys))
             return found
         of_each = weighted / self.count.clamp(min=1).unsqueeze(1)
         found, count = matched_by_ids(of_each, None, ids[0], self.query_ids)

@@ -42,7 +42,9 @@ def itc(
         for side, keys in zip(sides, (candidates.text, candidates.image), strict=True):
             side.see(keys, candidates.ids)
 
-    def visit(owner: int, image: Tensor, text: Tensor, *ids: Tensor) -> tuple[Tensor, ...]:
+    def visit(
+        owner: int, first: int, image: Tensor, text: Tensor, *ids: Tensor
+    ) -> tuple[Tensor, ...]:
         block = Candidates(image, text, ids[0] if ids else None)
         show(block)
         enqueue(owner, block)
