@@ -38,6 +38,27 @@ class Tile(NamedTuple):
     tma: bool = False  # features come by tensor descriptors: fewer registers and instructions
 
 
+class Tiles(NamedTuple):
+    """What a kernel can take for one architecture and kind of product: three sizes of a tile."""
+
+    large: Tile
+    small: Tile
+    few: Tile
+
+    def choose(self, rows: int, cols: int, processors: int) -> Tile:
+        """The one for results (rows, cols), from their number alone: the rule of all kernels.
+
+        `few` where one tile of it has all rows: a larger tile would compute and store mostly what
+        is thrown away, and columns are then what there is to share out. `large` where there is one
+        for every processor: it reads each feature the fewest times. Else `small`, of which there
+        are four times as many. D plays no part: it makes programs longer, not more.
+        """
+        if rows <= self.few.rows:
+            return self.few
+        large = -(-rows // self.large.rows) * -(-cols // self.large.cols)
+        return self.large if large >= processors else self.small
+
+
 @functools.cache
 def architecture(device: torch.device) -> str:
     """"sm_90", "gfx942" and so on; "interpreter" for CPU tensors."""
@@ -47,6 +68,22 @@ def architecture(device: torch.device) -> str:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+# Multiprocessors, where an architecture is pretended: those of its largest GPU. The interpreter's
+# are so few that tests of some tiles reach every size of them.
+_PROCESSORS = {
+    "sm_80": 108, "sm_86": 84, "sm_89": 142, "sm_90": 132, "sm_100": 148, "sm_120": 188,
+    "gfx90a": 110, "gfx942": 304, "interpreter": 2,
+}
+
+
+@functools.cache
+def processors(device: torch.device, arch: str) -> int:
+    """How many programs can run beside each other, at one on each."""
+    if device.type == "cpu":
+        return _PROCESSORS.get(_ALIKE.get(arch, arch), 108)
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @contextlib.contextmanager

@@ -14,38 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tilewise.kernels import _common
-from tilewise.kernels._common import Tile
+from tilewise.kernels._common import Tile, Tiles
+from tilewise.kernels._contrast_tiles import tiles_for
 
-# By architecture and kind of product. Two programs or more fit on one SM, without spills:
-# static_gate.csv has the figures.
-TILES = {
-    ("sm_80", "half"): Tile(128, 128, 32, pieces=4, warps=8, stages=4),
-    ("sm_90", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=4, warps=8, stages=3, tma=True),
-    ("sm_120", "half"): Tile(64, 128, 64, pieces=4, warps=8, stages=3, tma=True),
-    ("gfx942", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("gfx90a", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("sm_90", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=4, warps=8, stages=3, tma=True),
-    ("sm_120", "tf32"): Tile(128, 64, 16, pieces=4, warps=8, stages=3),
-    ("sm_100", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
-    ("interpreter", "half"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
-    ("interpreter", "ieee"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),
-    ("interpreter", "tf32"): Tile(32, 32, 16, pieces=2, warps=1, stages=1, tma=True),
-    ("interpreter", "tf32x3"): Tile(32, 32, 16, pieces=2, warps=1, stages=1),
-}
-# Smaller, or in more pieces, for epilogues that need more registers than sigmoid_loss's.
-SMALLER_TILES = TILES | {
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=8, warps=8, stages=3, tma=True),
-    ("sm_100", "tf32"): Tile(128, 128, 32, pieces=8, warps=8, stages=3, tma=True),
-    ("gfx942", "half"): Tile(128, 64, 32, pieces=1, warps=8, stages=2),
-}
-DEFAULT_TILES = {
-    "half": Tile(128, 128, 32, pieces=4, warps=8, stages=3),
-    "tf32": Tile(128, 64, 32, pieces=2, warps=8, stages=3),
-    "tf32x3": Tile(128, 64, 16, pieces=2, warps=8, stages=3),
-    "ieee": Tile(64, 64, 32, pieces=1, warps=4, stages=2),
-}
 # Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
 SIZES = ["rows", "cols", "offset"]
 
@@ -239,11 +210,13 @@ class Chunk(NamedTuple):
 
 
 def chunk_size(image: Tensor, text: Tensor, tile: Tile, cols: int, size: int) -> tuple[int, int]:
-    """Rows and columns of a chunk of at most `cols` columns whose gradients take `size` bytes.
+    """Rows and columns of a chunk whose gradients take `size` bytes.
 
-    Both axes are cut, so that neither makes the workspace grow.
+    At most `cols` columns, or all that fit beside few rows. Both axes are cut, so that neither
+    makes the workspace grow.
     """
-    chunk_cols = min(cols, max(len(text), 1))
+    height = _common.round_up(max(len(image), 1), tile.rows) * image.element_size()
+    chunk_cols = min(max(size // height // tile.cols * tile.cols, cols), max(len(text), 1))
     width = _common.round_up(chunk_cols, tile.cols)
     chunk_rows = max(size // (width * image.element_size() * tile.rows), 1) * tile.rows
     return min(chunk_rows, max(len(image), 1)), chunk_cols
@@ -266,7 +239,7 @@ def chunks(
             yield Chunk(rows, cols, x, y, offset, *here)
 
 
-# Launches that fill their tiles, of which the kernel for those that do not was compiled as well.
+# Launches of which the kernels that a smaller batch runs were compiled as well.
 _prepared: set[tuple] = set()
 
 
@@ -275,22 +248,23 @@ class Launch(NamedTuple):
 
     arch: str
     kind: str  # of product
-    tile: Tile
+    tiles: Tiles
+    tile: Tile  # one of them
 
     @classmethod
-    def of(cls, features: Tensor, tiles: dict[tuple[str, str], Tile]) -> "Launch":
+    def of(
+        cls, features: Tensor, rows: int, cols: int, large: dict[tuple[str, str], Tile]
+    ) -> "Launch":
+        """For logits (rows, cols) of these features."""
         arch = _common.architecture(features.device)
         kind = _common.product_kind(features.dtype, arch)
-        return cls(arch, kind, _common.choose_tile(tiles, DEFAULT_TILES, arch, kind))
+        sizes = tiles_for(large, arch, kind)
+        tile = sizes.choose(rows, cols, _common.processors(features.device, arch))
+        return cls(arch, kind, sizes, tile)
 
     @property
     def threads(self) -> int:
         return self.tile.warps * _common.warp_size(self.arch)
-
-    @property
-    def limit(self) -> dict[str, int]:
-        """An option of `run`, for two programs on one SM where ptxas takes more than it needs."""
-        return {"maxnreg": 128} if self.arch.startswith("sm_") and self.tile.warps == 8 else {}
 
     def operand(self, features: Tensor) -> Tensor:
         """`features` as kernels read them, D rounded up to a multiple of the tile's depth."""
@@ -324,29 +298,48 @@ class Launch(NamedTuple):
         """How many there are for each chunk."""
         return [math.prod(self.grid(chunk)) for chunk in chunks]
 
-    def run(self, kernel, chunk: Chunk, *operands, **constants) -> None:
-        """Launches `kernel` on a chunk, one program a tile."""
-        tile, kind = self.tile, self.kind
+    def run(self, kernel, chunk: Chunk, *operands, limited: bool = False, **constants) -> None:
+        """Launches `kernel` on a chunk, one program a tile.
+
+        `limited`: for two programs on one SM, where ptxas takes more registers than it needs.
+        """
         rows, cols = len(chunk.image), len(chunk.text)
+        fills = rows % self.tile.rows == 0 and cols % self.tile.cols == 0
+        even = fills and self.tile is self.tiles.large
+        arguments, options = self._arguments(kernel, chunk, operands, limited)
+        kernel[(math.prod(self.grid(chunk)),)](*arguments, EVEN=even, **constants, **options)
+        if self.arch == "interpreter":
+            return
+        given = tuple(x is None for x in operands)
         sizes = chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0)
+        like = chunk.image.device, chunk.image.dtype, self, even, *sizes, given, *constants.values()
+        if (kernel, like) in _prepared:
+            return
+        _prepared.add((kernel, like))  # now, and not when the last batch is smaller
+        for tile in self.tiles[self.tiles.index(self.tile) + (not even) :]:
+            launch = self._replace(tile=tile)
+            arguments, options = launch._arguments(kernel, chunk, operands, limited)
+            kernel.warmup(*arguments, grid=(1,), EVEN=False, **constants, **options)
+
+    def _arguments(self, kernel, chunk: Chunk, operands, limited: bool) -> tuple[tuple, dict]:
+        """What a kernel gets, but for EVEN: arguments, and what is constant by the tile."""
+        tile, kind = self.tile, self.kind
         arguments = (
             _common.source(chunk.image, tile.rows, tile, kind),
-            _common.source(chunk.text, tile.cols, tile, kind), rows, cols, *sizes, *operands,
+            _common.source(chunk.text, tile.cols, tile, kind),
+            len(chunk.image), len(chunk.text), chunk.image.shape[1],
+            chunk.image.stride(0), chunk.text.stride(0), *operands,
         )
-        constants |= dict(
+        options = dict(
             TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
             PRECISION="ieee" if kind == "half" else kind, TMA=tile.tma, num_warps=tile.warps,
             num_stages=tile.stages,
         )
-        grid = (math.prod(self.grid(chunk)),)
-        even = rows % tile.rows == 0 and cols % tile.cols == 0
-        kernel[grid](*arguments, EVEN=even, **constants)
-        if even and self.arch != "interpreter":
-            given = tuple(x is None for x in operands)
-            like = chunk.image.device, chunk.image.dtype, *sizes, given, *constants.values()
-            if (kernel, like) not in _prepared:  # now, and not when the last batch is smaller
-                _prepared.add((kernel, like))
-                kernel.warmup(*arguments, grid=grid, EVEN=False, **constants)
+        if "THREADS" in kernel.arg_names:
+            options["THREADS"] = self.threads
+        if limited and self.arch.startswith("sm_") and tile.warps == 8:
+            options["maxnreg"] = 128
+        return arguments, options
 
     def products(
         self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],

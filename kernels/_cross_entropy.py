@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from tilewise.kernels import _contrast
+from tilewise.kernels import _contrast, _contrast_tiles
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Chunk, Launch
 from tilewise.kernels._cross_entropy_ids import begin_counted_sides, matched_ids
@@ -31,7 +31,7 @@ CHUNK_COLS = 8192
 # mean; times this it ends at 2^-38.
 FLOAT16_SCALE = 2.0**14
 
-TILES = _contrast.SMALLER_TILES | {
+TILES = _contrast_tiles.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
@@ -94,7 +94,7 @@ class CrossEntropy:
         self, image: Tensor, text: Tensor, scale: Tensor, smoothed: bool,
         tiles: dict[tuple[str, str], Tile],
     ):
-        self.launch = Launch.of(image, tiles)
+        self.launch = Launch.of(image, len(image), len(text), tiles)
         self.image, self.text = self.launch.operand(image), self.launch.operand(text)
         self.depth = image.shape[1]
         self.scale, self.smoothed = scale.reshape(()), smoothed
@@ -160,8 +160,7 @@ class CrossEntropy:
         of_cols = self.of_cols and self.of_cols.state[chunk.cols]
         self.launch.run(
             kernel, chunk, *chunk.matches, self.of_rows.state[chunk.rows], of_cols, self.scalars,
-            sums, *outputs, THREADS=self.launch.threads, SMOOTHED=self.smoothed,
-            **self.launch.limit,
+            sums, *outputs, SMOOTHED=self.smoothed, limited=True,
         )
 
     def add_sums(self, chunk: Chunk, targets: Tensor, ends: bool = True) -> None:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast, _philox
+from tilewise.kernels import _common, _contrast, _contrast_tiles, _philox
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import (
     SIZES,
@@ -29,7 +29,7 @@ CHUNK_COLS = 16384
 MERGED, PARTS = 128, 16  # rows or columns that a program merges, and parts at a time
 
 # Two noises need registers. The interpreter pays by the operation, not by the element.
-TILES = _contrast.SMALLER_TILES | {
+TILES = _contrast_tiles.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=8, warps=8, stages=3),
@@ -174,7 +174,7 @@ class HardNegatives:
     """One call's operands, and the launches on a chunk of them."""
 
     def __init__(self, image_features, text_features, scale, seed, row_offset):
-        self.launch = Launch.of(image_features, TILES)
+        self.launch = Launch.of(image_features, len(image_features), len(text_features), TILES)
         self.image = self.launch.operand(image_features)
         self.text = self.launch.operand(text_features)
         self.scale, self.seed, self.row_offset = scale, seed, row_offset
@@ -189,7 +189,7 @@ class HardNegatives:
         self.launch.run(
             negatives_tile, chunk, *chunk.matches, self.scale, self.seed,
             chunk.rows.start, chunk.cols.start, self.row_offset, *row_parts, *col_parts,
-            **self.launch.limit,
+            limited=True,
         )
         rows, cols = len(chunk.image), len(chunk.text)
         merge_negatives[(triton.cdiv(rows, MERGED) + triton.cdiv(cols, MERGED),)](

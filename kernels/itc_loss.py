@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast
+from tilewise.kernels import _common, _contrast, _contrast_tiles
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import (
     LOWEST,
@@ -34,7 +34,7 @@ CHUNK_COLS = 8192  # at least, if there are so many; more for few queries
 # 2^-38 of it.
 FLOAT16_EXPONENT = 14
 
-TILES = _contrast.TILES | {
+TILES = _contrast_tiles.TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
@@ -157,10 +157,12 @@ class ItcLoss:
     """
 
     def __init__(self, query, keys, scale, queue, teacher_query, precise=False):
-        self.launch = launch = Launch.of(query, TILES)
         self.query, self.teacher, self.scale = query, teacher_query, scale
-        # (K, D rounded up), as are the chunks' rows
-        self.segments = [launch.operand(x) for x in (keys, queue) if x is not None and len(x)]
+        segments = [x for x in (keys, queue) if x is not None and len(x)]
+        stacked = len(query) * (1 if teacher_query is None else 2)
+        most = max(map(len, segments), default=0)
+        self.launch = launch = Launch.of(query, stacked, most, TILES)
+        self.segments = [launch.operand(x) for x in segments]  # (K, D rounded up), as rows are
         self.exponent = FLOAT16_EXPONENT if query.dtype == torch.float16 else 0
         # The loss, which is float32, depends on the teacher's mean: there, a weight of half
         # precision is two numbers. Of the student's mean d_query alone is made, which is rounded.
@@ -206,7 +208,7 @@ class ItcLoss:
         parts, chunks = self.parts(rows, max(map(len, self.segments)))
         for chunk, part in chunks:
             self.launch.run(
-                itc_sums_tile, chunk, self.scale, part, part.stride(0), **self.launch.limit
+                itc_sums_tile, chunk, self.scale, part, part.stride(0), limited=True
             )
         state = self.scale.new_empty(2, len(rows))
         merge_parts[(triton.cdiv(len(rows), MERGED),)](
@@ -234,7 +236,7 @@ class ItcLoss:
             self.launch.run(
                 itc_weights_tile, chunk, self.scale, state, weights[: len(rows)],
                 weights[rest:] if split else None, width, split, part, part.stride(0),
-                EXPONENT=self.exponent, **self.launch.limit,
+                EXPONENT=self.exponent, limited=True,
             )
             _common.add_product(mean, weights, chunk.text, accumulate=i > 0)
         return mean, parts, rest

@@ -8,7 +8,6 @@ from torch import Tensor
 from tilewise.kernels import _common, _contrast
 from tilewise.kernels._contrast import (
     SIZES,
-    TILES,
     Chunk,
     Launch,
     matches,
@@ -16,6 +15,7 @@ from tilewise.kernels._contrast import (
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._contrast_tiles import TILES
 from tilewise.kernels._finish import Gradients, scale_one, total
 
 CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
@@ -139,7 +139,7 @@ def stored_scale(dtype: torch.dtype) -> float:
 
 
 def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, needs):
-    launch = Launch.of(image_features, TILES)
+    launch = Launch.of(image_features, len(image_features), len(text_features), TILES)
     image, text = launch.operand(image_features), launch.operand(text_features)
     need_image, need_text, need_scale, need_bias = needs
     size = _contrast.chunk_size(image, text, launch.tile, CHUNK_COLS, CHUNK_BYTES)
@@ -152,9 +152,8 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     def dz(chunk: Chunk, grad: Tensor | None) -> None:
         launch.run(
             sigmoid_tile, chunk, *chunk.matches, grad, 0 if grad is None else grad.stride(0),
-            next(parts), scale, bias,
-            THREADS=launch.threads, SCALE=stored_scale(image.dtype),
-            **(launch.limit if launch.kind == "tf32" else {}),  # rounding to tf32 takes registers
+            next(parts), scale, bias, SCALE=stored_scale(image.dtype),
+            limited=launch.kind == "tf32",  # rounding to tf32 takes registers
         )
 
     products = None, None

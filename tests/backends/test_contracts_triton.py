@@ -20,7 +20,7 @@ from tests.backends.contrast_adapters import CONTRASTS, NEGATIVES, Contrast
 from tests.common.contrastive_cases import unrelated
 from tests.triton_tools.checker import checked
 from tilewise import _backend
-from tilewise.kernels import _common, _contrast
+from tilewise.kernels import _common, _contrast, _contrast_tiles
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 OPERATORS = [
@@ -197,7 +197,7 @@ def test_workspace_does_not_grow_with_the_batch(monkeypatch, contrast: Contrast)
         if hasattr(contrast.kernels, name):
             monkeypatch.setattr(contrast.kernels, name, value)
     with checked(contrast.outputs) as launches:
-        for size in ((64, 64), (70, 70)):
+        for size in ((66, 66), (70, 70)):
             problem = contrast.make(*size, 4)
             contrast.run(problem, contrast.tensors(problem, torch.float16))
     for name, limit in contrast.workspace.items():
@@ -249,5 +249,7 @@ def test_float32_follows_torchs_precision_setting(monkeypatch, contrast: Contras
 @every_contrast
 def test_every_architecture_has_a_tile(contrast: Contrast, arch, dtype):
     kind = _common.product_kind(dtype, arch)
-    tile = _common.choose_tile(contrast.kernels.TILES, _contrast.DEFAULT_TILES, arch, kind)
-    assert tile.cols % (4 * tile.pieces) == 0 and tile.depth % 16 == 0
+    tiles = _contrast_tiles.tiles_for(contrast.kernels.TILES, arch, kind)
+    for tile in tiles:
+        assert tile.cols % (4 * tile.pieces) == 0 and tile.depth % 16 == 0
+    assert tiles.large.depth % tiles.small.depth == 0 and tiles.large.depth % tiles.few.depth == 0

@@ -7,7 +7,7 @@ import torch
 
 from tests.backends.contrast_adapters import CONTRASTS
 from tilewise import _backend
-from tilewise.kernels import _common, _contrast, nearest_code
+from tilewise.kernels import _common, _contrast_tiles, nearest_code
 
 FEATURES = torch.zeros(16, 32)
 descriptors_round = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def test_descriptors_of_older_triton(monkeypatch):
     for arch in ("sm_90", "sm_100", "sm_120"):
         for kind, dtype in (("half", torch.bfloat16), ("tf32", torch.float32)):
             tile = _common.choose_tile(
-                _contrast.TILES, _contrast.DEFAULT_TILES, arch, kind
+                _contrast_tiles.TILES, _contrast_tiles.DEFAULT_TILES, arch, kind
             )
             source = _common.source(FEATURES.to(dtype), tile.rows, tile, kind)
             # Without a descriptor that rounds, the kernel does.
@@ -38,7 +38,7 @@ def test_descriptors_of_older_triton(monkeypatch):
 
 @descriptors_round
 def test_descriptors_round_float32_for_matrix_units_alone():
-    tile = _contrast.TILES["sm_90", "tf32"]
+    tile = _contrast_tiles.TILES["sm_90", "tf32"]
     assert _common.source(FEATURES, 16, tile, "tf32").round_f32_to_tf32
     assert not _common.source(FEATURES.half(), 16, tile, "half").round_f32_to_tf32
 
@@ -90,10 +90,10 @@ def test_precision_by_the_newer_settings(module, value, kind):
 def test_relatives_of_an_architecture_have_its_tiles():
     for arch, relative in (("sm_103", "sm_100"), ("sm_121", "sm_120"), ("gfx950", "gfx942")):
         one, other = (
-            _common.choose_tile(_contrast.TILES, _contrast.DEFAULT_TILES, x, "half")
+            _common.choose_tile(_contrast_tiles.TILES, _contrast_tiles.DEFAULT_TILES, x, "half")
             for x in (arch, relative)
         )
-        assert one is other is _contrast.TILES[relative, "half"]
+        assert one is other is _contrast_tiles.TILES[relative, "half"]
 
 
 @descriptors_round

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from tilewise import _backend
-from tilewise.kernels import _cross_entropy_ids
+from tilewise.kernels import _common, _cross_entropy_ids
 
 Cases = Iterator[tuple[str, list[Callable[[], object]]]]
 
@@ -20,11 +20,18 @@ kernels = SimpleNamespace(
     **{op: importlib.import_module(f"tilewise.kernels.{op}") for op in _backend.ops()}
 )
 # Two batch sizes of a kind must run the same binary.
-SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (7, 96)]}
+SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (77, 96)]}
+PROCESSORS = {"aligned": 1, "masked": 1}  # so that these are enough for the tiles to be large
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
 # Of rows that random ops take whole, in two halves or in blocks.
 LONG = (32, 1000, 8192, 16384, 50257)
+
+
+def as_on(shapes: str, call: Callable, *arguments) -> None:
+    """Calls as if a GPU had as many processors as these shapes are meant for."""
+    with mock.patch.object(_common, "processors", lambda device, arch: PROCESSORS[shapes]):
+        call(*arguments)
 
 
 def products(arch: str) -> list[tuple[str, torch.dtype, str]]:
@@ -52,7 +59,8 @@ def sigmoid_loss(arch: str) -> Cases:
         for shapes, sizes in SIZES.items():
             for result in ("gradients", "ids", "loss"):
                 yield f"{name} {shapes} {result}", [
-                    functools.partial(call, *size, dtype, precision, result) for size in sizes
+                    functools.partial(as_on, shapes, call, *size, dtype, precision, result)
+                    for size in sizes
                 ]
 
 
@@ -80,7 +88,7 @@ def cross_entropy(loss: Callable, arch: str, plain: str, smoothed: str) -> Cases
                 few = 0 if shapes == "aligned" else 1000  # ids are sorted, or compared
                 arguments = dtype, precision, result == smoothed, few
                 yield f"{name} {shapes} {result}", [
-                    functools.partial(call, *size, *arguments) for size in sizes
+                    functools.partial(as_on, shapes, call, *size, *arguments) for size in sizes
                 ]
 
 
@@ -95,10 +103,10 @@ def hard_negatives(arch: str) -> Cases:
         kernels.hard_negatives.hard_negatives(image, text, scale, *matches, seed, rows**5)
 
     for name, dtype, precision in products(arch):
-        for shapes, matches in (("aligned", "offset"), ("masked", "ids")):
+        for shapes, by_ids in (("aligned", False), ("masked", True)):
             if dtype != torch.float16:
-                yield f"{name} {shapes} {matches}", [
-                    functools.partial(call, *size, dtype, precision, matches == "ids")
+                yield f"{name} {shapes} {'ids' if by_ids else 'offset'}", [
+                    functools.partial(as_on, shapes, call, *size, dtype, precision, by_ids)
                     for size in SIZES[shapes]
                 ]
 
@@ -120,7 +128,8 @@ def itc_loss(arch: str) -> Cases:
         for shapes, sizes in SIZES.items():
             for taught in (False, True):
                 yield f"{name} {'taught' if taught else 'alone'} {shapes}", [
-                    functools.partial(call, *size, dtype, precision, taught) for size in sizes
+                    functools.partial(as_on, shapes, call, *size, dtype, precision, taught)
+                    for size in sizes
                 ]
 
 
