@@ -21,7 +21,9 @@ kernels = SimpleNamespace(
 )
 # Two batch sizes of a kind must run the same binary.
 SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (77, 96)]}
-PROCESSORS = {"aligned": 1, "masked": 1}  # so that these are enough for the tiles to be large
+# Of kernels with several sizes of a tile. So many processors that tiles are large, or small.
+TILES = SIZES | {"small": SIZES["masked"], "few": [(1, 300), (32, 96)]}
+PROCESSORS = {"aligned": 1, "masked": 1, "small": 10**9, "few": 1}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
 # Of rows that random ops take whole, in two halves or in blocks.
@@ -32,6 +34,12 @@ def as_on(shapes: str, call: Callable, *arguments) -> None:
     """Calls as if a GPU had as many processors as these shapes are meant for."""
     with mock.patch.object(_common, "processors", lambda device, arch: PROCESSORS[shapes]):
         call(*arguments)
+
+
+def tiles_with(*results: str, most: str) -> Iterator[tuple[str, str]]:
+    """Shapes and what is computed of them: with smaller tiles only what takes most."""
+    for shapes in TILES:
+        yield from ((shapes, x) for x in (results if shapes in SIZES else [most]))
 
 
 def products(arch: str) -> list[tuple[str, torch.dtype, str]]:
@@ -56,12 +64,11 @@ def sigmoid_loss(arch: str) -> Cases:
         kernels.sigmoid_loss.sigmoid_loss(image, text, scale, bias, *matches, *[needed] * 4)
 
     for name, dtype, precision in products(arch):
-        for shapes, sizes in SIZES.items():
-            for result in ("gradients", "ids", "loss"):
-                yield f"{name} {shapes} {result}", [
-                    functools.partial(as_on, shapes, call, *size, dtype, precision, result)
-                    for size in sizes
-                ]
+        for shapes, result in tiles_with("gradients", "ids", "loss", most="ids"):
+            yield f"{name} {shapes} {result}", [
+                functools.partial(as_on, shapes, call, *size, dtype, precision, result)
+                for size in TILES[shapes]
+            ]
 
 
 def clip_loss(arch: str) -> Cases:
@@ -83,13 +90,12 @@ def cross_entropy(loss: Callable, arch: str, plain: str, smoothed: str) -> Cases
             loss(x, y, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3)
 
     for name, dtype, precision in products(arch):
-        for shapes, sizes in SIZES.items():
-            for result in (plain, smoothed):
-                few = 0 if shapes == "aligned" else 1000  # ids are sorted, or compared
-                arguments = dtype, precision, result == smoothed, few
-                yield f"{name} {shapes} {result}", [
-                    functools.partial(as_on, shapes, call, *size, *arguments) for size in sizes
-                ]
+        for shapes, result in tiles_with(plain, smoothed, most=smoothed):
+            few = 0 if shapes == "aligned" else 1000  # ids are sorted, or compared
+            arguments = dtype, precision, result == smoothed, few
+            yield f"{name} {shapes} {result}", [
+                functools.partial(as_on, shapes, call, *size, *arguments) for size in TILES[shapes]
+            ]
 
 
 def hard_negatives(arch: str) -> Cases:
@@ -103,11 +109,12 @@ def hard_negatives(arch: str) -> Cases:
         kernels.hard_negatives.hard_negatives(image, text, scale, *matches, seed, rows**5)
 
     for name, dtype, precision in products(arch):
-        for shapes, by_ids in (("aligned", False), ("masked", True)):
+        for shapes, sizes in TILES.items():
+            by_ids = shapes != "aligned"
             if dtype != torch.float16:
                 yield f"{name} {shapes} {'ids' if by_ids else 'offset'}", [
                     functools.partial(as_on, shapes, call, *size, dtype, precision, by_ids)
-                    for size in SIZES[shapes]
+                    for size in sizes
                 ]
 
 
@@ -125,12 +132,13 @@ def itc_loss(arch: str) -> Cases:
         kernels.itc_loss.itc_loss(query, keys, scale, *rest)
 
     for name, dtype, precision in products(arch):
-        for shapes, sizes in SIZES.items():
-            for taught in (False, True):
-                yield f"{name} {'taught' if taught else 'alone'} {shapes}", [
-                    functools.partial(as_on, shapes, call, *size, dtype, precision, taught)
-                    for size in sizes
-                ]
+        for shapes, kind in tiles_with("alone", "taught", most="taught"):
+            # A teacher's rows come to the student's.
+            sizes = [(16, 96), (1, 300)] if shapes == "few" else TILES[shapes]
+            yield f"{name} {kind} {shapes}", [
+                functools.partial(as_on, shapes, call, *size, dtype, precision, kind == "taught")
+                for size in sizes
+            ]
 
 
 def nearest_code(arch: str) -> Cases:
