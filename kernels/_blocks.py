@@ -8,12 +8,6 @@ from tilewise.kernels._cross_entropy import FACTOR, LARGEST, CrossEntropy, Side
 from tilewise.kernels.itc_loss import ItcLoss
 
 
-def _chunks(block: CrossEntropy, positives: int | None):
-    cols, size = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
-    shape = _contrast.chunk_size(block.image, block.text, block.launch.tile, cols, size)
-    return list(_contrast.chunks(block.image, block.text, positives, None, shape)), shape
-
-
 def _block(image: Tensor, text: Tensor, scale: Tensor, *weights: Tensor) -> CrossEntropy:
     block = CrossEntropy(image, text, scale, False, clip_loss.TILES)
     block.weigh(Side(weights[0]), Side(weights[1]))
@@ -28,7 +22,8 @@ def clip_block_sums(
         halves = (x.new_full((len(x),), 0.5, dtype=torch.float64) for x in (image, text))
         block = _block(image, text, logit_scale, *halves)
         size = block.scale.double().abs()
-        chunks, _ = _chunks(block, positives)
+        most = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
+        chunks, _ = block.chunks(positives, None, most)
         programs = block.launch.programs(chunks)
         matched = block.scale.new_empty(sum(programs))
         for chunk, part in zip(chunks, matched.split(programs), strict=True):
@@ -64,9 +59,10 @@ def clip_block_gradients(
             side.state[:, LARGEST.value] = torch.where(side.matched, largest, highest)
             side.state[:, FACTOR.value] = sums[1]
             side.end_of_sums()
-        chunks, shape = _chunks(block, positives)
+        size = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
+        most = _contrast.in_cache(block.image, block.text, *size)
         needs = need_image, need_text, need_scale
-        return block.gradients(chunks, shape, needs)
+        return block.gradients(*block.chunks(positives, None, most), needs)
 
 
 def itc_block_means(

@@ -17,6 +17,7 @@ from tilewise.kernels import _common
 from tilewise.kernels._common import Tile, Tiles
 from tilewise.kernels._contrast_tiles import tiles_for
 
+CACHED_BYTES, CACHED_COLS, WIDE = 32 << 20, 4096, 768  # see `in_cache`
 # Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
 SIZES = ["rows", "cols", "offset"]
 
@@ -207,6 +208,20 @@ class Chunk(NamedTuple):
     @property
     def matches(self) -> tuple[int, Tensor | None, Tensor | None]:
         return self.offset, self.image_ids, self.text_ids
+
+
+def in_cache(image: Tensor, text: Tensor, cols: int, size: int) -> tuple[int, int]:
+    """Columns and bytes of a chunk of gradients, for `chunk_size`: these, or what stays in L2.
+
+    Smaller chunks are more launches. Where one chunk has all logits that costs a good part of a
+    call, and where features are narrow a product does not outlast the launches of the next. Else
+    it costs nothing: a product of a square chunk of CACHED_BYTES and WIDE features fills a GPU and
+    takes some tens of microseconds. An H100 has an L2 of 50 MB, which holds the features as well.
+    """
+    several = len(image) * len(text) * image.element_size() > size
+    if several and image.shape[1] >= WIDE:
+        return min(cols, CACHED_COLS), min(size, CACHED_BYTES)
+    return cols, size
 
 
 def chunk_size(image: Tensor, text: Tensor, tile: Tile, cols: int, size: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from tilewise.kernels._cross_entropy_tiles import (
 )
 from tilewise.kernels._finish import Gradients
 
-CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
+CHUNK_BYTES = 128 << 20  # workspace, at most: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
 # Kernels compute dz in units in which it is at most 2, so that float16 does not lose the 1/B of a
 # mean; times this it ends at 2^-38.
@@ -185,28 +185,35 @@ class CrossEntropy:
             int(ends and chunk.rows.stop == len(self.image)), BLOCK=BLOCK, PARTS=PARTS,
         )
 
+    def chunks(
+        self, positives: int | None, ids: tuple[Tensor, Tensor] | None, most: tuple[int, int]
+    ) -> tuple[list[Chunk], tuple[int, int]]:
+        """Chunks of at most so many columns, and gradients of so many bytes; their size."""
+        size = _contrast.chunk_size(self.image, self.text, self.launch.tile, *most)
+        return list(_contrast.chunks(self.image, self.text, positives, ids, size)), size
+
     def results(
         self, positives: int | None, ids: tuple[Tensor | None, Tensor | None], both: bool,
         smoothing: float, size: tuple[int, int], needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss and its gradients by both features and the scale, empty where not needed.
 
-        `both`: columns choose among rows, too. Chunks have at most so many columns, and gradients
-        of so many bytes, as `size` says.
+        `both`: columns choose among rows, too. `size`: of chunks, as `chunks` takes it. Those of
+        pass 2 may be smaller: pass 1 stores no logits.
         """
         numbers = None
         if ids[0] is None or ids[1] is None:
             self.weigh_pairs(positives, both, smoothing)
         else:
             numbers = self.weigh_ids(ids[0], ids[1], both, smoothing)
-        shape = _contrast.chunk_size(self.image, self.text, self.launch.tile, *size)
-        chunks = list(_contrast.chunks(self.image, self.text, positives, numbers, shape))
+        chunks, _ = self.chunks(positives, numbers, size)
         programs = self.launch.programs(chunks)
         targets = self.scale.new_empty(sum(programs))
         for chunk, part in zip(chunks, targets.split(programs), strict=True):
             self.add_sums(chunk, part)
         loss = self.scale.new_empty(())
-        return loss, *self.gradients(chunks, shape, needs, loss, targets)
+        most = _contrast.in_cache(self.image, self.text, *size)
+        return loss, *self.gradients(*self.chunks(positives, numbers, most), needs, loss, targets)
 
     def gradients(
         self, chunks: list[Chunk], shape: tuple[int, int], needs: tuple[bool, bool, bool],
@@ -230,7 +237,8 @@ class CrossEntropy:
         d_scale = self.scale.new_empty(() if needs[2] else 0)
         logs = [x for side in self.sides for x in (side.logs, len(side.logs) if chunks else 0)]
         finish_cross_entropy[(gradients.programs,)](
-            self.scale, self.scalars, self.unit, *(*logs, None, 0)[:4], targets, dz_x, len(dz_x),
+            self.scale, self.scalars, self.unit, *(*logs, None, 0)[:4],
+            targets, 0 if targets is None else len(targets), dz_x, len(dz_x),
             loss, d_scale if needs[2] else None, *gradients.arguments, **gradients.constants,
         )
         return *gradients.results, d_scale

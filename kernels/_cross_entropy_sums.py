@@ -125,13 +125,12 @@ def merge_sums(
             )
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "programs", "image_rows", "text_rows"])
+@triton.jit(do_not_specialize=["rows", "cols", "targets", "programs", "image_rows", "text_rows"])
 def finish_cross_entropy(
     scale_ptr, scalars_ptr, unit_ptr,
     row_log_ptr, rows, col_log_ptr, cols,  # (rows,) float64 and (cols,) or None, as merge_sums has
-    targets_ptr,  # (programs,) float32: of target * x
-    dz_x_ptr,  # (programs,) float32: of dz * x
-    programs,
+    targets_ptr, targets,  # (targets,) float32: of target * x
+    dz_x_ptr, programs,  # (programs,) float32: of dz * x
     loss_ptr, d_scale_ptr,  # out: one float32 each; or None
     # Both gradients by features, without a factor; and out, with it. See `Gradients`.
     image_ptr, image_out_ptr, image_rows, text_ptr, text_out_ptr, text_rows, stride, depth,
@@ -146,7 +145,7 @@ def finish_cross_entropy(
             loss = total(row_log_ptr, rows, 1)
             if col_log_ptr is not None:
                 loss += total(col_log_ptr, cols, 1)
-            loss -= total(targets_ptr, programs, 1) * tl.abs(scale)
+            loss -= total(targets_ptr, targets, 1) * tl.abs(scale)
             tl.store(loss_ptr, (loss / unit).to(tl.float32))
         if d_scale_ptr is not None:
             sign = tl.load(scalars_ptr).to(tl.float64)

@@ -18,7 +18,7 @@ from tilewise.kernels._contrast import (
 from tilewise.kernels._contrast_tiles import TILES
 from tilewise.kernels._finish import Gradients, scale_one, total
 
-CHUNK_BYTES = 128 << 20  # workspace: d(loss)/d(logit) of one chunk of the logits
+CHUNK_BYTES = 128 << 20  # workspace, at most: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
 FLOAT16_SCALE = 2.0**14  # float16 keeps dz times this: |dz| <= 1, and float16 ends at 2^-24
 
@@ -142,7 +142,8 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     launch = Launch.of(image_features, len(image_features), len(text_features), TILES)
     image, text = launch.operand(image_features), launch.operand(text_features)
     need_image, need_text, need_scale, need_bias = needs
-    size = _contrast.chunk_size(image, text, launch.tile, CHUNK_COLS, CHUNK_BYTES)
+    most = _contrast.in_cache(image, text, CHUNK_COLS, CHUNK_BYTES)
+    size = _contrast.chunk_size(image, text, launch.tile, *most)
     chunks = list(_contrast.chunks(image, text, positives, ids, size))
     programs = launch.programs(chunks)
     count = 3 if any(needs) else 1

@@ -8,7 +8,7 @@ import torch
 from tests.backends.contrast_adapters import CONTRASTS, Contrast
 from tests.common.contrastive_cases import ids
 from tests.triton_tools.checker import checked
-from tilewise.kernels import _common, _contrast_tiles
+from tilewise.kernels import _common, _contrast, _contrast_tiles, sigmoid_loss
 from tilewise.kernels._common import Tiles
 
 HALF, SINGLE = torch.bfloat16, torch.float32
@@ -66,6 +66,36 @@ def test_tiles_in_chunks(taken, monkeypatch, contrast: Contrast, size):
         contrast.check(contrast.make(rows, 150, 20, positives=5), torch.float16)
     assert set(taken) == {size}
     assert max(Counter(launch.kernel for launch in launches).values()) > 1
+
+
+@pytest.mark.parametrize("contrast", OTHERS[:2], ids=lambda contrast: contrast.op)
+def test_gradients_stay_in_cache(monkeypatch, contrast: Contrast):
+    """Of wide features, whose logits need several chunks: the pass without gradients keeps its."""
+    for name, value in contrast.small.items():
+        monkeypatch.setattr(contrast.kernels, name, value)
+    kernels = [kernel for kernel in contrast.outputs if kernel.fn.__name__.endswith("_tile")]
+    counts = []
+    for wide in (32, 33):
+        monkeypatch.setattr(_contrast, "WIDE", wide)
+        monkeypatch.setattr(_contrast, "CACHED_COLS", 33)
+        monkeypatch.setattr(_contrast, "CACHED_BYTES", 32 * 64 * 2)
+        with checked(contrast.outputs) as launches:
+            contrast.check(contrast.make(70, 100, 32), torch.float16)
+        names = Counter(launch.kernel for launch in launches)
+        counts.append([names[kernel.fn.__name__] for kernel in kernels])
+    *sums, gradients = zip(*counts, strict=True)
+    assert gradients[0] > gradients[1] > 1 and all(one == other for one, other in sums)
+
+
+@pytest.mark.parametrize("sizes, depth, expected", [
+    ((8192, 8192), 1024, (8192, 8192)), ((32768, 32768), 768, (4096, 4096)),
+    ((32768, 32768), 512, (8192, 8192)), ((100, 10**6), 1024, (100, 131072)),
+], ids=["one chunk", "cached", "narrow", "few rows"])
+def test_chunks_of_gradients(monkeypatch, sizes, depth, expected):
+    tile = _contrast_tiles.TILES["sm_90", "half"]
+    image, text = (torch.empty(n, depth, dtype=HALF, device="meta") for n in sizes)
+    most = _contrast.in_cache(image, text, sigmoid_loss.CHUNK_COLS, sigmoid_loss.CHUNK_BYTES)
+    assert _contrast.chunk_size(image, text, tile, *most) == expected
 
 
 def test_the_rule_of_an_architecture():
