@@ -61,15 +61,20 @@ def bytes_sent(loss: str, world: int, rows: int, dim: int, size: int = 4) -> int
 
 def seconds(
     loss: str, world: int, rows: int, dim: int, *, flops: float, rate: float, size: int = 4,
-    pieces: int = 4,
 ) -> float:
-    """Of a step: the longer of products and sending, and what neither can hide.
+    """Of a step: in each round the longer of products and sending.
 
-    That is the sum of the last block, whose last piece is sent after all products.
+    CLIP's first round, a quarter of the products, ends with the last visitor's sums, which every
+    gradient needs.
     """
     computing = products(loss, world, rows, dim) / flops
     sending = bytes_sent(loss, world, rows, dim, size) / rate
-    return max(computing, sending) + (rows * dim * 4 / pieces / rate if world > 1 else 0.0)
+    if not loss.startswith("CLIP"):
+        return max(computing, sending)
+    texts = (world - 1) * rows * dim * size / rate
+    last = min(1, LONGEST / rows) / 2 / world if world > 1 else 0  # of the sums
+    sums, gradients = computing / 4, computing * 3 / 4
+    return max(sums, texts + last * sums) + max(gradients, sending - texts)
 
 
 # ---- what a process does

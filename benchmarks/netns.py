@@ -12,6 +12,7 @@ MTU = 65535
 WINDOW = 2**24
 SETTINGS = {
     "net.ipv4.tcp_congestion_control": "reno",
+    "net.ipv4.tcp_slow_start_after_idle": "0",
     "net.ipv4.tcp_rmem": f"4096 {WINDOW} {WINDOW}",
     "net.ipv4.tcp_wmem": f"4096 {WINDOW} {WINDOW}",
 }

@@ -56,7 +56,8 @@ class Peers:
 
         Each pair of processes must agree on order and sizes. Empty tensors are left out.
         """
-        ways = [(dist.isend, *x) for x in sent] + [(dist.irecv, *x) for x in received]
+        # Gloo's sender waits until it is told of the receiver: before what this process sends.
+        ways = [(dist.irecv, *x) for x in received] + [(dist.isend, *x) for x in sent]
         ways = [way for way in ways if way[2].numel()]
         ranks = [rank for _, rank, _ in ways]
         try:

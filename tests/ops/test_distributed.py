@@ -129,6 +129,27 @@ def test_halves_of_the_own_block_come_first_and_last():
         assert rank not in [owner for owner, *_ in calls[1:-1]]
 
 
+def first_of_each_exchange():
+    found, begin = [], dist.batch_isend_irecv
+
+    def seen(ways):
+        found.append(ways[0].op)
+        return begin(ways)
+
+    dist.batch_isend_irecv = seen
+    try:
+        tw.distributed.gather(torch.ones(3))
+    finally:
+        dist.batch_isend_irecv = begin
+    return [op is dist.irecv for op in found]
+
+
+def test_receives_are_posted_before_data_are_sent():
+    """Else a slow link's data stand before the word that gloo's other sender waits for."""
+    for found in processes().run(2, first_of_each_exchange):
+        assert found and all(found)
+
+
 def losses_of_long_blocks(longest: int, piece: int):
     """Loss and gradients of this process's 7 pairs, by four losses."""
     group, found = dist.group.WORLD, []
