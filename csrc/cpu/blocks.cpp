@@ -1,11 +1,12 @@
-// tilewise::clip_block_sums and clip_block_gradients on CPU: the two passes of clip_loss over a
-// block of the logits, for processes that each hold a part of the features.
+// tilewise::clip_block_sums, clip_block_gradients and clip_block_added on CPU: the two passes of
+// clip_loss over a block of the logits, for processes that each hold a part of the features.
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../common/registration.h"
@@ -70,6 +71,20 @@ std::tuple<Tensor, Tensor, Tensor> clip_block_sums(const Tensor& image, const Te
           scalar_result(matched, options.dtype(at::kDouble))};
 }
 
+// Fills `gradients`; returns that of the scale.
+Tensor differentiate(const Features& features, const FeatureGradients& gradients,
+                     const Tensor& logit_scale, std::optional<int64_t> positives, Side images,
+                     Side texts, bool need_scale) {
+  const Positives matches = Positives::of(features, positives, std::nullopt, std::nullopt);
+  CrossEntropy block =
+      clip_block(features, matches, logit_scale, std::move(images), std::move(texts));
+  double d_scale = 0;
+  if (gradients.rows.numel() || gradients.cols.numel() || need_scale) {
+    d_scale = block.differentiate(gradients);
+  }
+  return scalar_if(need_scale, d_scale, features.options());
+}
+
 std::tuple<Tensor, Tensor, Tensor> clip_block_gradients(
     const Tensor& image, const Tensor& text, const Tensor& logit_scale,
     std::optional<int64_t> positives, const Tensor& image_sums, const Tensor& text_sums,
@@ -77,14 +92,27 @@ std::tuple<Tensor, Tensor, Tensor> clip_block_gradients(
     bool need_scale) {
   const BelowAutograd below;
   const Features features(image, text);
-  const Positives matches = Positives::of(features, positives, std::nullopt, std::nullopt);
-  CrossEntropy block = clip_block(features, matches, logit_scale,
-                                  side_of("image_sums", image_sums, image_weight, image.size(0)),
-                                  side_of("text_sums", text_sums, text_weight, text.size(0)));
   const FeatureGradients gradients(features, need_image, need_text);
-  double d_scale = 0;
-  if (need_image || need_text || need_scale) d_scale = block.differentiate(gradients);
-  return {gradients.rows, gradients.cols, scalar_if(need_scale, d_scale, features.options())};
+  const Tensor d_scale =
+      differentiate(features, gradients, logit_scale, positives,
+                    side_of("image_sums", image_sums, image_weight, image.size(0)),
+                    side_of("text_sums", text_sums, text_weight, text.size(0)), need_scale);
+  return {gradients.rows, gradients.cols, d_scale};
+}
+
+std::tuple<Tensor, Tensor> clip_block_added(
+    const Tensor& image, const Tensor& text, const Tensor& logit_scale,
+    std::optional<int64_t> positives, const Tensor& image_sums, const Tensor& text_sums,
+    const Tensor& image_weight, const Tensor& text_weight, const Tensor& total, bool need_text,
+    bool need_scale) {
+  const BelowAutograd below;
+  const Features features(image, text);
+  const FeatureGradients gradients(features, total, need_text);
+  const Tensor d_scale =
+      differentiate(features, gradients, logit_scale, positives,
+                    side_of("image_sums", image_sums, image_weight, image.size(0)),
+                    side_of("text_sums", text_sums, text_weight, text.size(0)), need_scale);
+  return {gradients.cols, d_scale};
 }
 
 }  // namespace
@@ -92,6 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> clip_block_gradients(
 TILEWISE_REGISTER(CPU, library) {
   library.impl("clip_block_sums", &clip_block_sums);
   library.impl("clip_block_gradients", &clip_block_gradients);
+  library.impl("clip_block_added", &clip_block_added);
 }
 
 }  // namespace tilewise

@@ -194,7 +194,8 @@ class Walk {
     const Left grads_t = need_cols_ ? tile_gradients_->cols() : Left();
     deal(rows + cols, tile.rows * tile.cols * dim(), [&](int64_t i) {
       if (i < rows) {
-        add(gradients_->rows, tile.row, grads, right_, of_rows.block(i), tile.col > 0);
+        add(gradients_->rows, tile.row, grads, right_, of_rows.block(i),
+            gradients_->added_rows || tile.col > 0);
       } else {
         add(gradients_->cols, tile.col, grads_t, left_, of_cols.block(i - rows), tile.row > 0);
       }
@@ -265,6 +266,16 @@ FeatureGradients::FeatureGradients(const Features& features, bool need_rows, boo
   };
   rows = gradient(need_rows, features.rows);
   cols = gradient(need_cols, features.cols);
+}
+
+FeatureGradients::FeatureGradients(const Features& features, const Tensor& total, bool need_cols)
+    : FeatureGradients(features, false, need_cols) {
+  TORCH_CHECK_VALUE(total.sizes() == features.rows.sizes() && total.is_contiguous(),
+                    "total: expected ", features.rows.sizes(), ", contiguous, got ", total.sizes());
+  TORCH_CHECK_TYPE(total.scalar_type() == compute_type(features.rows), "total: expected ",
+                   compute_type(features.rows), ", got ", total.scalar_type());
+  rows = total;
+  added_rows = true;
 }
 
 void for_tiles(const Features& features, const FeatureGradients* gradients,

@@ -18,8 +18,11 @@ namespace tilewise {
 // Gradients of the features; the products of `for_tiles` add up in them.
 struct FeatureGradients {
   at::Tensor rows, cols;  // (B, D), (N, D), or empty where not needed
+  bool added_rows = false;  // whether `rows` holds something that they are added to
 
   FeatureGradients(const Features& features, bool need_rows, bool need_cols);
+  // Those of the rows are added to `total`.
+  FeatureGradients(const Features& features, const at::Tensor& total, bool need_cols);
 };
 
 // A block of numbers, of some rows of the same stride.

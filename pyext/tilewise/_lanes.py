@@ -77,8 +77,9 @@ class Lane:
     def bring_home(self, own: Parts, merge: Callable[[Tensor, Tensor], Any]) -> None:
         """Merges the sums of this process's own block, piece by piece."""
         own = tuple(x[self.own] for x in own)
+        arriving, self.sums = self.sums, []
         places = cuts(self.rows[self.peers.rank], self.pieces)
-        for at, (sums, transfer) in zip(places, self.sums, strict=True):
+        for at, (sums, transfer) in zip(places, arriving, strict=True):
             transfer.wait()
             for total, part in zip(own, sums, strict=True):
                 merge(total[at], part)

@@ -24,6 +24,7 @@ __all__ = ["Peers", "circulate", "gather"]
 ROUTES = ("bidir", "shift", "reduce", "gather")
 TEXT = 1024  # bytes of what processes tell each other about a difference
 LONGEST = 4096  # rows of a block that travel at a time
+LONGEST_ON_CPU = 1024  # which computes fewer as fast, and has less memory
 
 
 class Peers:
@@ -201,7 +202,7 @@ def circulate(
             "gather", each directly to each, all at once.
         pieces: into how many stretches what visits is cut, so that the sum of one goes on while the
             next is visited.
-        whole: whether a long block goes round at once, in place of by 4,096 rows.
+        whole: whether a long block goes round at once, in place of by `longest` rows.
         merge: adds its second argument to its first, in place; with "reduce" it must be a sum.
 
     Returns:
@@ -211,7 +212,7 @@ def circulate(
         RuntimeError: an exchange failed or timed out; the message names the ranks.
 
     Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Long blocks go
-    round by 4,096 rows. Memory: three visitors and four of sums at a time, of so many rows,
+    round in parts of `longest` rows. Memory: some four parts of visitors and of sums at a time,
     whatever W; with "gather", W blocks.
     """
     block = tuple(x.contiguous() for x in block)
@@ -219,29 +220,34 @@ def circulate(
         return _in_turn(peers, rows, block, visit)
     if peers.size == 1:
         return visit(peers.rank, 0, *block)
-    before: list[Lane] = []  # whose sums come home
-    rounds = _rounds(peers, rows, pieces, route, whole)
+    rounds = _rounds(peers, rows, pieces, route, max(rows) if whole else longest(block[0]))
     own = Own(peers.rank, block, len(rounds), halves=pieces > 1)
     for lane in rounds[0]:
         lane.begin(block)
+    before: list[Lane] = []  # whose sums come home
     for lanes, after in zip(rounds, [*rounds[1:], []], strict=True):
         own.visit(visit)
         for hop in range(lanes[0].hops):
-            for lane in after if hop == lanes[0].hops - 1 else ():  # on its way meanwhile
-                lane.begin(block)
-            for lane in lanes:
+            for i, lane in enumerate(lanes):
+                if after and hop == lane.hops - 1:
+                    after[i].begin(block)  # on its way meanwhile
                 lane.visit(visit, merge)
+                if before and hop == 0:
+                    before[i].bring_home(own.sums, merge)
         own.visit(visit)
-        for lane in before:
-            lane.bring_home(own.sums, merge)
         before = lanes
     for lane in before:
         lane.bring_home(own.sums, merge)
     return own.sums
 
 
+def longest(x: Tensor) -> int:
+    """How many rows of a block travel at a time."""
+    return min(LONGEST, LONGEST_ON_CPU) if x.device.type == "cpu" else LONGEST
+
+
 def _rounds(
-    peers: Peers, rows: list[int], pieces: int, route: str, whole: bool
+    peers: Peers, rows: list[int], pieces: int, route: str, longest: int
 ) -> list[list[Lane]]:
     """Lanes that are used at the same time, and one after the other."""
     size = peers.size
@@ -249,9 +255,9 @@ def _rounds(
         return [[Lane(peers, rows, pieces, distance, 1) for distance in range(1, size)]]
     steps = (1, -1) if route == "bidir" else (1,)
     ways = len(steps)
-    count = 1 if whole else max(1, -(-max(rows) // LONGEST))
+    count = max(1, -(-max(rows) // max(1, longest)))
     # What a round leaves to be sent goes on while the next one is visited.
-    last = max(1, pieces // ways)
+    last = max(1, pieces // (ways * count))
     return [
         [
             Lane(peers, rows, each, step, size - 1, ways * i + k, ways * count)

@@ -19,9 +19,20 @@ from tilewise.reference._precision import accumulate_dtype, exact_dtype
 
 def sigmoid_block(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, offset: int,
-    needs: Sequence[bool],
+    needs: Sequence[bool], total: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`sigmoid_loss` and its gradients by image, text, scale and bias."""
+    """`sigmoid_loss` and its gradients by image, text, scale and bias.
+
+    Args:
+        total: that by the image is added to it, (B, D), and this is returned.
+    """
+    if total is not None and needs[0]:
+        if _backend.choose(image.device, image.dtype) == "cpu":
+            op = _backend.operator("sigmoid_block_added", image.device, image.dtype)
+            loss, *rest = op(image, text, scale, bias, offset, total, *needs[1:])
+            return loss, total, *rest
+        loss, d_image, *rest = sigmoid_block(image, text, scale, bias, offset, needs)
+        return loss, total.add_(d_image), *rest
     op = _backend.operator("sigmoid_loss", image.device, image.dtype)
     if op is not None:
         return op(image, text, scale, bias, offset, None, None, *needs)
@@ -59,7 +70,7 @@ def block_sums(
 def block_gradients(
     image: Tensor, text: Tensor, scale: Tensor, offset: int,
     image_sums: Tensor, text_sums: Tensor, image_weight: Tensor, text_weight: Tensor,
-    needs: Sequence[bool],
+    needs: Sequence[bool], total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The second pass: gradients of a block by image, text and scale; see `clip_loss`.
 
@@ -67,13 +78,20 @@ def block_gradients(
 
     with the softmaxes p and q whose sums, over all blocks, are `image_sums` (2, B) and `text_sums`
     (2, N). Weights, (B,) and (N,) float64, are what a row or column counts in the loss: 0 leaves
-    it out, whatever its sums are. Cost: 3 matrix products of B*N*D.
+    it out, whatever its sums are. `total` as in `sigmoid_block`. Cost: 3 matrix products of B*N*D.
     """
+    inputs = (
+        image, text, scale, offset, image_sums, text_sums, image_weight, text_weight
+    )  # fmt: skip
+    if total is not None and needs[0]:
+        if _backend.choose(image.device, image.dtype) == "cpu":
+            op = _backend.operator("clip_block_added", image.device, image.dtype)
+            return total, *op(*inputs, total, *needs[1:])
+        d_image, *rest = block_gradients(*inputs, needs)
+        return total.add_(d_image), *rest
     op = _backend.operator("clip_block_gradients", image.device, image.dtype)
     if op is not None:
-        return op(
-            image, text, scale, offset, image_sums, text_sums, image_weight, text_weight, *needs
-        )
+        return op(*inputs, *needs)
     z, match = _logits(image, text, scale, offset)
     dz = _residuals(z, match, image_sums, image_weight)
     dz = dz + _residuals(z.T, match.T, text_sums, text_weight).T
@@ -145,6 +163,19 @@ def _fake_gradients(image, text, logit_scale, positives, image_sums, text_sums, 
     return tuple(new(shape if need else 0) for shape, need in shapes)
 
 
+def _fake_sigmoid_added(image, text, logit_scale, logit_bias, positives, total, need_text,
+                        need_scale, need_bias):  # fmt: skip
+    new = functools.partial(image.new_empty, dtype=accumulate_dtype(image))
+    shapes = zip((text.shape, (), ()), (need_text, need_scale, need_bias), strict=True)
+    return new(()), *(new(shape if need else 0) for shape, need in shapes)
+
+
+def _fake_clip_added(image, text, logit_scale, positives, image_sums, text_sums, image_weight,
+                     text_weight, total, need_text, need_scale):  # fmt: skip
+    return _fake_gradients(image, text, logit_scale, positives, image_sums, text_sums,
+                           image_weight, text_weight, False, need_text, need_scale)[1:]  # fmt: skip
+
+
 define(
     "clip_block_sums",
     "(Tensor image, Tensor text, Tensor logit_scale, SymInt? positives) "
@@ -158,6 +189,20 @@ define(
     "bool need_image, bool need_text, bool need_scale) "
     "-> (Tensor d_image, Tensor d_text, Tensor d_scale)",
     _fake_gradients, module="_blocks",
+)
+define(  # on CPU, where a gradient that is added later takes a tenth longer
+    "sigmoid_block_added",
+    "(Tensor image, Tensor text, Tensor logit_scale, Tensor? logit_bias, SymInt? positives, "
+    "Tensor(a!) total, bool need_text, bool need_scale, bool need_bias) "
+    "-> (Tensor loss, Tensor d_text, Tensor d_scale, Tensor d_bias)",
+    _fake_sigmoid_added,
+)
+define(
+    "clip_block_added",
+    "(Tensor image, Tensor text, Tensor logit_scale, SymInt? positives, "
+    "Tensor image_sums, Tensor text_sums, Tensor image_weight, Tensor text_weight, "
+    "Tensor(a!) total, bool need_text, bool need_scale) -> (Tensor d_text, Tensor d_scale)",
+    _fake_clip_added,
 )
 define(
     "itc_block_means",

@@ -40,25 +40,33 @@ def sigmoid(
     The mean over the processes is the loss of all pairs, and so are the gradients.
     """
     share = len(image) * peers.size / max(sum(rows), 1)  # the op divides by its own rows
-    totals: list[Tensor] = []  # loss, image, scale, bias
+    d_image: Tensor | None = None
+    sums: list[Tensor] = []  # of loss and gradients by scale and bias
 
     def visit(owner: int, first: int, text: Tensor) -> tuple[Tensor, ...]:
+        nonlocal d_image
         offset = -first if owner == peers.rank else NOWHERE
-        loss, d_image, d_text, *scalars = sigmoid_block(image, text, scale, bias, offset, needs)
-        found = [loss.double(), d_image, *(x.double() for x in scalars)]
-        if totals:
-            for total, x in zip(totals, found, strict=True):
-                total += x
-        else:
-            totals.extend(found)
+        loss, d_image, d_text, *scalars = sigmoid_block(
+            image, text, scale, bias, offset, needs, d_image
+        )
+        sums[:] = _added(sums, [loss, *scalars])
         return (d_text if share == 1 else d_text.mul_(share),) if needs[1] else ()
 
     (d_text,) = circulate(
         peers, rows, (text,), visit, route=route, pieces=pieces(rows)
     ) or (None,)
-    loss, d_image, *scalars = totals if share == 1 else [x.mul_(share) for x in totals]
+    assert d_image is not None  # its own texts were shown at least
+    loss, d_image, *scalars = (
+        x if share == 1 else x.mul_(share) for x in (sums[0], d_image, *sums[1:])
+    )
     gradients = [d_image, d_text, *(x.to(scale.dtype) for x in scalars)]
     return loss.to(scale.dtype), wanted(gradients, needs)
+
+
+def _added(sums: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
+    """Of each, in float64; without sums so far, `more`."""
+    found = [x.double() for x in more]
+    return [x + y for x, y in zip(sums, found, strict=True)] if sums else found
 
 
 def clip(
@@ -146,25 +154,24 @@ def _clip_gradients(
     """By image and text of the loss of all pairs; by the scale, one's own images' part of it."""
     image_sums = sums[0].t().contiguous()
     images = image_sums.new_full((len(image),), weight)
-    totals: list[Tensor] = []  # image, scale
+    total: Tensor | None = None
+    scales: list[Tensor] = []
 
     def visit(owner: int, first: int, text: Tensor, text_sums: Tensor) -> tuple[Tensor, ...]:
+        nonlocal total
         texts = text_sums.new_full((len(text),), weight)
         offset = -first if owner == peers.rank else NOWHERE
-        d_image, d_text, d_scale = block_gradients(
-            image, text, scale, offset, image_sums, text_sums.t().contiguous(), images, texts, needs
+        total, d_text, d_scale = block_gradients(
+            image, text, scale, offset, image_sums, text_sums.t().contiguous(), images, texts,
+            needs, total,
         )
-        if totals:
-            totals[0] += d_image
-            totals[1] += d_scale.double()
-        else:
-            totals.extend([d_image, d_scale.double()])
+        scales[:] = _added(scales, [d_scale])
         return (d_text,) if needs[1] else ()
 
     (d_text,) = circulate(
         peers, rows, (text, sums[1]), visit, pieces=pieces(rows)
     ) or (None,)
-    return wanted([totals[0], d_text, totals[1]], needs)
+    return wanted([total, d_text, *scales], needs)
 
 
 T = TypeVar("T")

@@ -101,11 +101,10 @@ class _Queries:
             own = owner == self.peers.rank and self.offset is not None
             offset = self.offset - first if own else NOWHERE
             unused = sums.new_zeros(2, len(keys))
-            by_query, by_keys, by_scale = block_gradients(
-                self.query, keys, self.scale, offset, sums, unused, weight, unused[0], needs
+            _, by_keys, by_scale = block_gradients(
+                self.query, keys, self.scale, offset, sums, unused, weight, unused[0], needs,
+                d_query,
             )
-            if needs[0]:
-                d_query.add_(by_query)
             if needs[2]:
                 d_scale.add_(by_scale)
             if not needs[1]:
