@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.triton_tools import figures, gate, interpreter
+from tests.triton_tools import figures, gate, interpreter, product_loops
 from tests.triton_tools.checker import checked
 
 
@@ -180,6 +180,22 @@ for launch in launched:
     assert "sqrt.approx" not in launch.binary.asm["ptx"]
 """])
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("lanes, stride, clocks", [
+    (16, 32, 16), (16, 16, 16), (2, 32, 2), (1, 32, 1), (16, 1, 2), (32, 1, 4), (8, 8, 8),
+])
+def test_clocks_of_shared_memory(lanes, stride, clocks):
+    """Of four words a thread, four rows apart: words of one bank wait for one another."""
+    assert product_loops.Shared(lanes, 4, stride).clocks(4) == clocks
+
+
+def test_the_loop_of_a_product_is_found():
+    add = "        /*0010*/                   FFMA R0, R1, R2, R0 ;\n"
+    turn = "        /*0020*/               @P0 BRA `(.L_x_{}) ;\n"
+    code = f"\n.L_x_1:\n{add}{turn.format(1)}\n.L_x_2:\n{add * 3}{turn.format(2)}{turn.format(3)}"
+    loop = product_loops.loop_of(f"{code}\n.L_x_3:\n{add * 5}")
+    assert product_loops.INSTRUCTION.findall(loop) == ["FFMA"] * 3 + ["BRA"]
 
 
 def test_gate():
