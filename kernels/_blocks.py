@@ -23,11 +23,7 @@ def clip_block_sums(
         block = _block(image, text, logit_scale, *halves)
         size = block.scale.double().abs()
         most = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
-        chunks, _ = block.chunks(positives, None, most)
-        programs = block.launch.programs(chunks)
-        matched = block.scale.new_empty(sum(programs))
-        for chunk, part in zip(chunks, matched.split(programs), strict=True):
-            block.add_sums(chunk, part, ends=False)
+        matched = block.sums(*block.chunks(positives, None, most, gradients=False), ends=False)
         sums = []
         for side in block.sides:
             largest, total = side.state.T[:2].double()
@@ -59,10 +55,9 @@ def clip_block_gradients(
             side.state[:, LARGEST.value] = torch.where(side.matched, largest, highest)
             side.state[:, FACTOR.value] = sums[1]
             side.end_of_sums()
-        size = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
-        most = _contrast.in_cache(block.image, block.text, *size)
+        most = clip_loss.CHUNK_COLS, clip_loss.CHUNK_BYTES
         needs = need_image, need_text, need_scale
-        return block.gradients(*block.chunks(positives, None, most), needs)
+        return block.gradients(*block.chunks(positives, None, most, gradients=True), needs)
 
 
 def itc_block_means(

@@ -5,7 +5,7 @@ epilogue for a piece of its columns at a time. `Launch` runs it on one of the `c
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tilewise.kernels import _common
 from tilewise.kernels._common import Tile, Tiles
+from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._contrast_tiles import tiles_for
 
-CACHED_BYTES, CACHED_COLS, WIDE = 32 << 20, 4096, 768  # see `in_cache`
 # Of a kernel's arguments, those that are not specialised on: every batch runs the same binary.
 SIZES = ["rows", "cols", "offset"]
 
@@ -61,10 +61,19 @@ def tile_of_dots(
     `image_ptr` (rows, depth) and `text_ptr` (cols, depth) have rows of unit stride, or are
     descriptors if TMA; `depth` is a multiple of TILE_K, and with EVEN rows and cols are of theirs.
     Rows and columns outside are 0 with TMA, else they repeat the last one: no load has a mask.
+    Without a `text_ptr`, `image_ptr` (rows, cols) has the dots; those outside are 0.
     """
     row, col = tile_corner(rows, cols, TILE_M, TILE_N)
     dots = tl.zeros((TILE_M, TILE_N), tl.float32)
-    if TMA:
+    if text_ptr is None:
+        i = row + tl.arange(0, TILE_M)
+        j = col + tl.arange(0, TILE_N)
+        image_ptr += i[:, None].to(tl.int64) * image_stride + j[None, :]
+        if EVEN:
+            dots = tl.load(image_ptr)
+        else:
+            dots = tl.load(image_ptr, mask=(i < rows)[:, None] & (j < cols)[None, :], other=0.0)
+    elif TMA:
         for k in range(0, depth, TILE_K):
             image = image_ptr.load([row, k])
             text = text_ptr.load([col, k])
@@ -194,66 +203,6 @@ def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     return numbers[: len(image_ids)], numbers[len(image_ids) :]
 
 
-class Chunk(NamedTuple):
-    """A part of the logits that is computed by one launch."""
-
-    rows: slice
-    cols: slice
-    image: Tensor  # of these rows
-    text: Tensor  # of these columns
-    offset: int  # row i of the chunk matches column i + offset of it
-    image_ids: Tensor | None  # of these rows and columns: equal ones match instead
-    text_ids: Tensor | None
-
-    @property
-    def matches(self) -> tuple[int, Tensor | None, Tensor | None]:
-        return self.offset, self.image_ids, self.text_ids
-
-
-def in_cache(image: Tensor, text: Tensor, cols: int, size: int) -> tuple[int, int]:
-    """Columns and bytes of a chunk of gradients, for `chunk_size`: these, or what stays in L2.
-
-    Smaller chunks are more launches. Where one chunk has all logits that costs a good part of a
-    call, and where features are narrow a product does not outlast the launches of the next. Else
-    it costs nothing: a product of a square chunk of CACHED_BYTES and WIDE features fills a GPU and
-    takes some tens of microseconds. An H100 has an L2 of 50 MB, which holds the features as well.
-    """
-    several = len(image) * len(text) * image.element_size() > size
-    if several and image.shape[1] >= WIDE:
-        return min(cols, CACHED_COLS), min(size, CACHED_BYTES)
-    return cols, size
-
-
-def chunk_size(image: Tensor, text: Tensor, tile: Tile, cols: int, size: int) -> tuple[int, int]:
-    """Rows and columns of a chunk whose gradients take `size` bytes.
-
-    At most `cols` columns, or all that fit beside few rows. Both axes are cut, so that neither
-    makes the workspace grow.
-    """
-    height = _common.round_up(max(len(image), 1), tile.rows) * image.element_size()
-    chunk_cols = min(max(size // height // tile.cols * tile.cols, cols), max(len(text), 1))
-    width = _common.round_up(chunk_cols, tile.cols)
-    chunk_rows = max(size // (width * image.element_size() * tile.rows), 1) * tile.rows
-    return min(chunk_rows, max(len(image), 1)), chunk_cols
-
-
-def chunks(
-    image: Tensor, text: Tensor, positives: int | None, ids: tuple[Tensor, Tensor] | None,
-    size: tuple[int, int],
-) -> Iterator[Chunk]:
-    """All chunks; those of the same columns follow one another."""
-    for c in range(0, len(text), size[1]):
-        y = text[c : c + size[1]]
-        for r in range(0, len(image), size[0]):
-            x = image[r : r + size[0]]
-            # From len(y) on there is no match.
-            offset = len(y) if positives is None else r + positives - c
-            offset = min(max(offset, -len(x)), len(y))
-            rows, cols = slice(r, r + len(x)), slice(c, c + len(y))
-            here = (ids[0][rows], ids[1][cols]) if ids else (None, None)
-            yield Chunk(rows, cols, x, y, offset, *here)
-
-
 # Launches of which the kernels that a smaller batch runs were compiled as well.
 _prepared: set[tuple] = set()
 
@@ -313,6 +262,38 @@ class Launch(NamedTuple):
         """How many there are for each chunk."""
         return [math.prod(self.grid(chunk)) for chunk in chunks]
 
+    @property
+    def by_library(self) -> bool:
+        """Whether the library multiplies and kernels read the dots: without matrix units.
+
+        There Triton's product waits for shared memory: tests/triton_tools/product_loops.py counts.
+        """
+        return self.kind == "ieee" and not self.arch.startswith("gfx")
+
+    def room(self, image: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """A workspace for the dots of one chunk, where the library multiplies."""
+        return self.workspace(image, size) if self.by_library else None
+
+    def multiplied(self, chunk: Chunk, room: Tensor | None) -> Chunk:
+        """The chunk, with its dots in `room` if the library multiplies and hasn't done so."""
+        if not self.by_library or chunk.dots is not None:
+            return chunk
+        assert room is not None
+        dots = room[: len(chunk.image), : len(chunk.text)]
+        _common.add_product(dots, chunk.image, chunk.text.t(), accumulate=False)
+        return chunk._replace(dots=dots)
+
+    def _of_tile(self, chunk: Chunk) -> tuple:
+        """What `tile_of_dots` takes, but for constants."""
+        image, text, dots = chunk.image, chunk.text, chunk.dots
+        if dots is not None:
+            return dots, None, len(image), len(text), 0, dots.stride(0), 0
+        return (
+            _common.source(image, self.tile.rows, self.tile, self.kind),
+            _common.source(text, self.tile.cols, self.tile, self.kind),
+            len(image), len(text), image.shape[1], image.stride(0), text.stride(0),
+        )
+
     def run(self, kernel, chunk: Chunk, *operands, limited: bool = False, **constants) -> None:
         """Launches `kernel` on a chunk, one program a tile.
 
@@ -326,8 +307,10 @@ class Launch(NamedTuple):
         if self.arch == "interpreter":
             return
         given = tuple(x is None for x in operands)
-        sizes = chunk.image.shape[1], chunk.image.stride(0), chunk.text.stride(0)
-        like = chunk.image.device, chunk.image.dtype, self, even, *sizes, given, *constants.values()
+        like = (
+            chunk.image.device, chunk.image.dtype, self, even, *arguments[4:7], given,
+            *constants.values(),
+        )
         if (kernel, like) in _prepared:
             return
         _prepared.add((kernel, like))  # now, and not when the last batch is smaller
@@ -339,12 +322,7 @@ class Launch(NamedTuple):
     def _arguments(self, kernel, chunk: Chunk, operands, limited: bool) -> tuple[tuple, dict]:
         """What a kernel gets, but for EVEN: arguments, and what is constant by the tile."""
         tile, kind = self.tile, self.kind
-        arguments = (
-            _common.source(chunk.image, tile.rows, tile, kind),
-            _common.source(chunk.text, tile.cols, tile, kind),
-            len(chunk.image), len(chunk.text), chunk.image.shape[1],
-            chunk.image.stride(0), chunk.text.stride(0), *operands,
-        )
+        arguments = *self._of_tile(chunk), *operands
         options = dict(
             TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, PIECES=tile.pieces,
             PRECISION="ieee" if kind == "half" else kind, TMA=tile.tma, num_warps=tile.warps,
@@ -359,24 +337,32 @@ class Launch(NamedTuple):
     def products(
         self, image: Tensor, text: Tensor, chunks: Iterable[Chunk], size: tuple[int, int],
         needs: tuple[bool, bool], dz: Callable[[Chunk, Tensor], None],
+        workspace: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """dz @ text and dz^T @ image, float32; None if not needed.
 
-        dz(chunk, out) fills d(loss)/d(logit) of a chunk of at most `size` into `out`.
+        dz(chunk, out) fills d(loss)/d(logit) of a chunk of at most `size` into `out`, a part of
+        the workspace; if the chunk has dots, they stand there.
         """
         new = image.new_empty if len(image) and len(text) else image.new_zeros
         d_image, d_text = (
             new(x.shape, dtype=torch.float32) if needed else None
             for x, needed in zip((image, text), needs, strict=True)
         )
-        workspace = self.workspace(image, size)
+        if workspace is None:
+            workspace = self.workspace(image, size)
+        begun: set[tuple[str, int]] = set()
         for chunk in chunks:
             grad = workspace[: len(chunk.image), : len(chunk.text)]
-            dz(chunk, grad)
+            dz(self.multiplied(chunk, workspace), grad)
             if d_image is not None:
-                begun = chunk.cols.start > 0
-                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=begun)
+                at = "rows", chunk.rows.start
+                _common.add_product(d_image[chunk.rows], grad, chunk.text, accumulate=at in begun)
+                begun.add(at)
             if d_text is not None:
-                begun = chunk.rows.start > 0
-                _common.add_product(d_text[chunk.cols], grad.t(), chunk.image, accumulate=begun)
+                at = "cols", chunk.cols.start
+                _common.add_product(
+                    d_text[chunk.cols], grad.t(), chunk.image, accumulate=at in begun
+                )
+                begun.add(at)
         return d_image, d_text

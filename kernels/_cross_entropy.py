@@ -4,9 +4,10 @@ import torch
 import triton
 from torch import Tensor
 
-from tilewise.kernels import _contrast, _contrast_tiles
+from tilewise.kernels import _contrast, _contrast_chunks, _contrast_tiles
 from tilewise.kernels._common import Tile
-from tilewise.kernels._contrast import Chunk, Launch
+from tilewise.kernels._contrast import Launch
+from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._cross_entropy_ids import begin_counted_sides, matched_ids
 from tilewise.kernels._cross_entropy_sums import (
     BLOCK,
@@ -35,7 +36,6 @@ TILES = _contrast_tiles.SMALLER_TILES | {
     ("sm_80", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=4),
     ("sm_86", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
     ("sm_89", "half"): Tile(128, 128, 32, pieces=16, warps=8, stages=3),
-    ("sm_90", "ieee"): Tile(64, 64, 32, pieces=2, warps=4, stages=2),
     ("sm_120", "tf32x3"): Tile(64, 64, 16, pieces=1, warps=4, stages=3),
     ("gfx942", "half"): Tile(128, 64, 32, pieces=4, warps=8, stages=2),
     ("gfx90a", "half"): Tile(128, 64, 32, pieces=4, warps=8, stages=2),
@@ -100,6 +100,7 @@ class CrossEntropy:
         self.scale, self.smoothed = scale.reshape(()), smoothed
         self.of_rows: Side
         self.of_cols: Side | None
+        self.room: Tensor | None = None  # for dots
         # d(loss)/d(logit) of half precision must not vanish.
         self.stored = FLOAT16_SCALE if self.image.dtype == torch.float16 else 1.0
 
@@ -163,11 +164,24 @@ class CrossEntropy:
             sums, *outputs, SMOOTHED=self.smoothed, limited=True,
         )
 
-    def add_sums(self, chunk: Chunk, targets: Tensor, ends: bool = True) -> None:
-        """Pass 1 on a chunk: sums of target * x into `targets`, those of exponentials into sides.
+    def sums(self, chunks: list[Chunk], shape: tuple[int, int], ends: bool = True) -> Tensor:
+        """Pass 1 on all chunks, which are at most `shape`; sums of target * x of each program.
 
-        `ends`: whether the last chunk of a row or column ends its sums.
+        `ends`: whether the last chunk of a row or column ends its sums. If the library multiplies,
+        the dots of the last chunk stay for pass 2, which begins with it.
         """
+        programs = self.launch.programs(chunks)
+        targets = self.scale.new_empty(sum(programs))
+        self.room = self.launch.room(self.image, shape)
+        for i, part in enumerate(targets.split(programs)):
+            chunk = self.launch.multiplied(chunks[i], self.room)
+            self._add_sums(chunk, part, ends)
+            if i + 1 == len(chunks):
+                chunks[i] = chunk
+        return targets
+
+    def _add_sums(self, chunk: Chunk, targets: Tensor, ends: bool) -> None:
+        """Sums of target * x of a chunk into `targets`, those of exponentials into sides."""
         row_parts = self.launch.row_parts(chunk, 2)
         col_parts = None if self.of_cols is None else self.launch.col_parts(chunk, 2)
         self.run(cross_entropy_sums_tile, chunk, targets, row_parts, col_parts)
@@ -186,11 +200,18 @@ class CrossEntropy:
         )
 
     def chunks(
-        self, positives: int | None, ids: tuple[Tensor, Tensor] | None, most: tuple[int, int]
+        self, positives: int | None, ids: tuple[Tensor, Tensor] | None, most: tuple[int, int],
+        gradients: bool,
     ) -> tuple[list[Chunk], tuple[int, int]]:
-        """Chunks of at most so many columns, and gradients of so many bytes; their size."""
-        size = _contrast.chunk_size(self.image, self.text, self.launch.tile, *most)
-        return list(_contrast.chunks(self.image, self.text, positives, ids, size)), size
+        """Chunks of at most so many columns, and gradients of so many bytes; their size.
+
+        Those of pass 2, where `gradients`, may be smaller: unless the library multiplies, pass 1
+        stores no logits.
+        """
+        if gradients or self.launch.by_library:
+            most = _contrast_chunks.in_cache(self.image, self.text, *most)
+        size = _contrast_chunks.chunk_size(self.image, self.text, self.launch.tile, *most)
+        return list(_contrast_chunks.chunks(self.image, self.text, positives, ids, size)), size
 
     def results(
         self, positives: int | None, ids: tuple[Tensor | None, Tensor | None], both: bool,
@@ -198,22 +219,19 @@ class CrossEntropy:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss and its gradients by both features and the scale, empty where not needed.
 
-        `both`: columns choose among rows, too. `size`: of chunks, as `chunks` takes it. Those of
-        pass 2 may be smaller: pass 1 stores no logits.
+        `both`: columns choose among rows, too. `size`: of chunks, as `chunks` takes it.
         """
         numbers = None
         if ids[0] is None or ids[1] is None:
             self.weigh_pairs(positives, both, smoothing)
         else:
             numbers = self.weigh_ids(ids[0], ids[1], both, smoothing)
-        chunks, _ = self.chunks(positives, numbers, size)
-        programs = self.launch.programs(chunks)
-        targets = self.scale.new_empty(sum(programs))
-        for chunk, part in zip(chunks, targets.split(programs), strict=True):
-            self.add_sums(chunk, part)
+        chunks, shape = self.chunks(positives, numbers, size, gradients=False)
+        targets = self.sums(chunks, shape)
+        if not self.launch.by_library:
+            chunks, shape = self.chunks(positives, numbers, size, gradients=True)
         loss = self.scale.new_empty(())
-        most = _contrast.in_cache(self.image, self.text, *size)
-        return loss, *self.gradients(*self.chunks(positives, numbers, most), needs, loss, targets)
+        return loss, *self.gradients(chunks, shape, needs, loss, targets)
 
     def gradients(
         self, chunks: list[Chunk], shape: tuple[int, int], needs: tuple[bool, bool, bool],
@@ -223,6 +241,7 @@ class CrossEntropy:
 
         Fills `loss`, of which `targets` are parts.
         """
+        chunks = chunks[::-1]
         programs = self.launch.programs(chunks)
         dz_x = self.scale.new_empty(sum(programs))
         parts = iter(dz_x.split(programs))
@@ -232,7 +251,9 @@ class CrossEntropy:
 
         products = None, None
         if any(needs):
-            products = self.launch.products(self.image, self.text, chunks, shape, needs[:2], dz)
+            products = self.launch.products(
+                self.image, self.text, chunks, shape, needs[:2], dz, self.room
+            )
         gradients = Gradients.of(products, self.depth, self.image)
         d_scale = self.scale.new_empty(() if needs[2] else 0)
         logs = [x for side in self.sides for x in (side.logs, len(side.logs) if chunks else 0)]

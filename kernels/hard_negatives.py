@@ -9,23 +9,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast, _contrast_tiles, _philox
+from tilewise.kernels import _common, _contrast, _contrast_chunks, _contrast_tiles, _philox
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import (
     SIZES,
-    Chunk,
     Launch,
     matches,
     part_of_rows,
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._contrast_chunks import Chunk
 
 # A chunk of the logits is computed by one launch. Its parts are the workspace: 8 bytes for each row
 # and for each column of a tile, 32 MiB with tiles of 128 x 128, and a third more to merge them.
 # Columns are a multiple of 4, as noise asks for.
 CHUNK_ROWS = 16384
 CHUNK_COLS = 16384
+CHUNK_BYTES = 128 << 20  # workspace where the library multiplies: the dots of a chunk
 MERGED, PARTS = 128, 16  # rows or columns that a program merges, and parts at a time
 
 # Two noises need registers. The interpreter pays by the operation, not by the element.
@@ -181,6 +182,14 @@ class HardNegatives:
         self.images = Side(len(self.image), len(self.text), self.image.device)
         self.texts = Side(len(self.text), len(self.image), self.image.device)
 
+    def chunk_size(self) -> tuple[int, int]:
+        """Rows and columns of a chunk: fewer where its dots are stored."""
+        if not self.launch.by_library:
+            return CHUNK_ROWS, CHUNK_COLS
+        return _contrast_chunks.chunk_size(
+            self.image, self.text, self.launch.tile, CHUNK_COLS, CHUNK_BYTES
+        )
+
     def run(self, chunk: Chunk) -> None:
         """Searches a chunk and merges what is found there."""
         dtypes = torch.float32, torch.int32
@@ -230,12 +239,14 @@ def hard_negatives(
         text_index (B,), image_index (N,), int64; -1 where nothing is above -inf. The same on every
         run.
 
-    Cost: a matrix product of B*N*D, memory O((B + N) * D) plus the parts of one chunk.
+    Cost: a matrix product of B*N*D, memory O((B + N) * D) plus the parts of one chunk, and
+    CHUNK_BYTES where the library multiplies.
     """
     with _common.launching(image_features=image_features):
         ids = None if image_ids is None else _contrast.renumber(image_ids, text_ids)
         negatives = HardNegatives(image_features, text_features, logit_scale, seed, row_offset)
-        size = CHUNK_ROWS, CHUNK_COLS
-        for chunk in _contrast.chunks(negatives.image, negatives.text, positives, ids, size):
-            negatives.run(chunk)
+        size = negatives.chunk_size()
+        room = negatives.launch.room(negatives.image, size)
+        for chunk in _contrast_chunks.chunks(negatives.image, negatives.text, positives, ids, size):
+            negatives.run(negatives.launch.multiplied(chunk, room))
         return negatives.images.index, negatives.texts.index

@@ -5,12 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast, _contrast_tiles
+from tilewise.kernels import _common, _contrast_chunks, _contrast_tiles
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import (
     LOWEST,
     SIZES,
-    Chunk,
     Launch,
     add_exponentials,
     of_scale,
@@ -18,6 +17,7 @@ from tilewise.kernels._contrast import (
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._itc_loss_finish import (
     FINISHED,
     MERGED,
@@ -181,7 +181,7 @@ class ItcLoss:
         budget = CHUNK_BYTES // (stacked + self.splits)
         fitting = budget // (rows * x.element_size()) // tile.cols * tile.cols
         longest = max(self.segments, key=len)
-        size = _contrast.chunk_size(x, longest, tile, max(fitting, CHUNK_COLS), budget)
+        size = _contrast_chunks.chunk_size(x, longest, tile, max(fitting, CHUNK_COLS), budget)
         return min(size[0], rows), size[1]
 
     def rows(self, at: slice) -> Tensor:
@@ -197,7 +197,9 @@ class ItcLoss:
         And chunks of all candidates, at most `cols` at once, with their tiles of it.
         """
         size = len(rows), cols
-        chunks = [x for y in self.segments for x in _contrast.chunks(rows, y, None, None, size)]
+        chunks = [
+            x for y in self.segments for x in _contrast_chunks.chunks(rows, y, None, None, size)
+        ]
         tiles = [self.launch.grid(chunk)[1] for chunk in chunks]
         padded = _common.round_up(len(rows), self.launch.tile.rows)
         parts = self.scale.new_empty(2, sum(tiles), padded)[..., : len(rows)]
@@ -205,10 +207,14 @@ class ItcLoss:
 
     def sums(self, rows: Tensor) -> Tensor:
         """Pass 1: (2, rows) largest x and sums of exponentials."""
-        parts, chunks = self.parts(rows, max(map(len, self.segments)))
+        launch = self.launch
+        cols = self.size[1] if launch.by_library else max(map(len, self.segments))
+        parts, chunks = self.parts(rows, cols)
+        room = launch.room(rows, (len(rows), cols))
         for chunk, part in chunks:
-            self.launch.run(
-                itc_sums_tile, chunk, self.scale, part, part.stride(0), limited=True
+            launch.run(
+                itc_sums_tile, launch.multiplied(chunk, room), self.scale, part, part.stride(0),
+                limited=True,
             )
         state = self.scale.new_empty(2, len(rows))
         merge_parts[(triton.cdiv(len(rows), MERGED),)](
@@ -234,9 +240,9 @@ class ItcLoss:
         for i, (chunk, part) in enumerate(chunks):
             weights = workspace[:used, : len(chunk.text)]
             self.launch.run(
-                itc_weights_tile, chunk, self.scale, state, weights[: len(rows)],
-                weights[rest:] if split else None, width, split, part, part.stride(0),
-                EXPONENT=self.exponent, limited=True,
+                itc_weights_tile, self.launch.multiplied(chunk, weights), self.scale, state,
+                weights[: len(rows)], weights[rest:] if split else None, width, split,
+                part, part.stride(0), EXPONENT=self.exponent, limited=True,
             )
             _common.add_product(mean, weights, chunk.text, accumulate=i > 0)
         return mean, parts, rest

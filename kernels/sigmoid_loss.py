@@ -5,16 +5,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast
+from tilewise.kernels import _common, _contrast, _contrast_chunks
 from tilewise.kernels._contrast import (
     SIZES,
-    Chunk,
     Launch,
     matches,
     sum_per_thread,
     tile_of_dots,
     tiles,
 )
+from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._contrast_tiles import TILES
 from tilewise.kernels._finish import Gradients, scale_one, total
 
@@ -142,9 +142,9 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     launch = Launch.of(image_features, len(image_features), len(text_features), TILES)
     image, text = launch.operand(image_features), launch.operand(text_features)
     need_image, need_text, need_scale, need_bias = needs
-    most = _contrast.in_cache(image, text, CHUNK_COLS, CHUNK_BYTES)
-    size = _contrast.chunk_size(image, text, launch.tile, *most)
-    chunks = list(_contrast.chunks(image, text, positives, ids, size))
+    most = _contrast_chunks.in_cache(image, text, CHUNK_COLS, CHUNK_BYTES)
+    size = _contrast_chunks.chunk_size(image, text, launch.tile, *most)
+    chunks = list(_contrast_chunks.chunks(image, text, positives, ids, size))
     programs = launch.programs(chunks)
     count = 3 if any(needs) else 1
     sums = image.new_empty(sum(programs), count, dtype=torch.float32)
@@ -161,8 +161,9 @@ def _sigmoid_loss(image_features, text_features, scale, bias, positives, ids, ne
     if any(needs):
         products = launch.products(image, text, chunks, size, (need_image, need_text), dz)
     else:
+        room = launch.room(image, size)
         for chunk in chunks:
-            dz(chunk, None)
+            dz(launch.multiplied(chunk, room), None)
     gradients = Gradients.of(products, image_features.shape[1], image)
     loss = sums.new_empty(())
     d_scale, d_bias = (

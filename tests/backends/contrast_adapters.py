@@ -333,7 +333,7 @@ NEGATIVES = Contrast(
         Case("chunks-scale-100", unrelated(150, 130, 20), logit_scale=100.0),
         Case("chunks-scale-minus-100", unrelated(150, 130, 20), logit_scale=-100.0),
     ],
-    small={"CHUNK_ROWS": 128, "CHUNK_COLS": 96},
+    small={"CHUNK_ROWS": 128, "CHUNK_COLS": 96, "CHUNK_BYTES": 128 * 96 * 4},
     outputs={
         hard_negatives.negatives_tile: [
             "row_value_ptr", "row_index_ptr", "col_value_ptr", "col_index_ptr",

@@ -8,7 +8,7 @@ import torch
 from tests.backends.contrast_adapters import CONTRASTS, Contrast
 from tests.common.contrastive_cases import ids
 from tests.triton_tools.checker import checked
-from tilewise.kernels import _common, _contrast, _contrast_tiles, sigmoid_loss
+from tilewise.kernels import _common, _contrast_chunks, _contrast_tiles, sigmoid_loss
 from tilewise.kernels._common import Tiles
 
 HALF, SINGLE = torch.bfloat16, torch.float32
@@ -76,9 +76,9 @@ def test_gradients_stay_in_cache(monkeypatch, contrast: Contrast):
     kernels = [kernel for kernel in contrast.outputs if kernel.fn.__name__.endswith("_tile")]
     counts = []
     for wide in (32, 33):
-        monkeypatch.setattr(_contrast, "WIDE", wide)
-        monkeypatch.setattr(_contrast, "CACHED_COLS", 33)
-        monkeypatch.setattr(_contrast, "CACHED_BYTES", 32 * 64 * 2)
+        monkeypatch.setattr(_contrast_chunks, "WIDE", wide)
+        monkeypatch.setattr(_contrast_chunks, "CACHED_COLS", 33)
+        monkeypatch.setattr(_contrast_chunks, "CACHED_BYTES", 32 * 64 * 2)
         with checked(contrast.outputs) as launches:
             contrast.check(contrast.make(70, 100, 32), torch.float16)
         names = Counter(launch.kernel for launch in launches)
@@ -94,8 +94,8 @@ def test_gradients_stay_in_cache(monkeypatch, contrast: Contrast):
 def test_chunks_of_gradients(monkeypatch, sizes, depth, expected):
     tile = _contrast_tiles.TILES["sm_90", "half"]
     image, text = (torch.empty(n, depth, dtype=HALF, device="meta") for n in sizes)
-    most = _contrast.in_cache(image, text, sigmoid_loss.CHUNK_COLS, sigmoid_loss.CHUNK_BYTES)
-    assert _contrast.chunk_size(image, text, tile, *most) == expected
+    most = _contrast_chunks.in_cache(image, text, sigmoid_loss.CHUNK_COLS, sigmoid_loss.CHUNK_BYTES)
+    assert _contrast_chunks.chunk_size(image, text, tile, *most) == expected
 
 
 def test_the_rule_of_an_architecture():

@@ -82,6 +82,8 @@ def test_precision_by_the_newer_settings(module, value, kind):
         modules[0].fp32_precision = "none"  # else what was set for CUDA comes before what all have
         module.fp32_precision = value
         assert _common.product_kind(torch.float32, "sm_90") == kind
+        # The library's products have the same precision.
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (kind == "tf32")
     finally:
         for x, precision in zip(modules, before, strict=True):
             x.fp32_precision = precision

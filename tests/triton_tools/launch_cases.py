@@ -30,7 +30,8 @@ def losses() -> Iterator[Row]:
     ids = torch.arange(256), torch.arange(256)
     for case, size, dtype, options in (
         ("256", 256, HALF, {}), ("8192", 8192, HALF, {}), ("32768", 32768, HALF, {}),
-        ("256 ids", 256, HALF, {"positives": ids}), ("256 float32", 256, torch.float32, {}),
+        ("256 ids", 256, HALF, {"positives": ids}), ("2048 float32", 2048, torch.float32, {}),
+        ("8192 float32", 8192, torch.float32, {}), ("256 float32", 256, torch.float32, {}),
     ):
         image, text = features(size, size, dtype=dtype)
         call: Callable = partial(tw.sigmoid_loss, image, text, scale, bias, **options)
@@ -61,10 +62,12 @@ def itc() -> Iterator[Row]:
 
 def negatives() -> Iterator[Row]:
     scale, seed = torch.ones(()), torch.zeros((), dtype=torch.int64)
-    for size in (256, 8192, 32768):
-        image, text = features(size, size, grad=False)
+    single = torch.float32
+    for size, dtype in ((256, HALF), (8192, HALF), (32768, HALF), (2048, single), (8192, single)):
+        image, text = features(size, size, dtype=dtype, grad=False)
         call = partial(tw.hard_negatives, image, text, scale, seed=seed)
-        yield from passes("hard_negatives", str(size), call, [])
+        case = f"{size} float32" if dtype == single else str(size)
+        yield from passes("hard_negatives", case, call, [])
 
 
 def codes() -> Iterator[Row]:
