@@ -275,7 +275,10 @@ class Launch(NamedTuple):
         return self.workspace(image, size) if self.by_library else None
 
     def multiplied(self, chunk: Chunk, room: Tensor | None) -> Chunk:
-        """The chunk, with its dots in `room` if the library multiplies and hasn't done so."""
+        """The chunk, with its dots in `room` if the library multiplies and hasn't done so.
+
+        Gradients may be stored over them: a thread stores what it alone has loaded.
+        """
         if not self.by_library or chunk.dots is not None:
             return chunk
         assert room is not None
