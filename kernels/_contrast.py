@@ -196,13 +196,6 @@ def with_parts(largest, total, parts_ptr, i, inside, padded, parts, rate, PARTS:
     return largest, total
 
 
-def renumber(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The same equalities in int32 numbers from 0, which take half the registers."""
-    ids = torch.cat([image_ids, text_ids])
-    numbers = torch.searchsorted(ids.sort().values, ids, out_int32=True)
-    return numbers[: len(image_ids)], numbers[len(image_ids) :]
-
-
 # Launches of which the kernels that a smaller batch runs were compiled as well.
 _prepared: set[tuple] = set()
 

@@ -8,7 +8,7 @@ from tilewise.kernels import _contrast, _contrast_chunks, _contrast_tiles
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import Launch
 from tilewise.kernels._contrast_chunks import Chunk
-from tilewise.kernels._cross_entropy_ids import begin_counted_sides, matched_ids
+from tilewise.kernels._cross_entropy_ids import begin_counted_sides
 from tilewise.kernels._cross_entropy_sums import (
     BLOCK,
     PARTS,
@@ -25,6 +25,7 @@ from tilewise.kernels._cross_entropy_tiles import (
     cross_entropy_sums_tile,
 )
 from tilewise.kernels._finish import Gradients
+from tilewise.kernels._ids import matched_ids
 
 CHUNK_BYTES = 128 << 20  # workspace, at most: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast, _contrast_chunks, _contrast_tiles, _philox
+from tilewise.kernels import _common, _contrast_chunks, _contrast_tiles, _philox
 from tilewise.kernels._common import Tile
 from tilewise.kernels._contrast import (
     SIZES,
@@ -20,6 +20,7 @@ from tilewise.kernels._contrast import (
     tiles,
 )
 from tilewise.kernels._contrast_chunks import Chunk
+from tilewise.kernels._ids import renumber
 
 # A chunk of the logits is computed by one launch. Its parts are the workspace: 8 bytes for each row
 # and for each column of a tile, 32 MiB with tiles of 128 x 128, and a third more to merge them.
@@ -243,7 +244,7 @@ def hard_negatives(
     CHUNK_BYTES where the library multiplies.
     """
     with _common.launching(image_features=image_features):
-        ids = None if image_ids is None else _contrast.renumber(image_ids, text_ids)
+        ids = None if image_ids is None else renumber(image_ids, text_ids)
         negatives = HardNegatives(image_features, text_features, logit_scale, seed, row_offset)
         size = negatives.chunk_size()
         room = negatives.launch.room(negatives.image, size)

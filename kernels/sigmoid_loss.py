@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _contrast, _contrast_chunks
+from tilewise.kernels import _common, _contrast_chunks
 from tilewise.kernels._contrast import (
     SIZES,
     Launch,
@@ -17,6 +17,7 @@ from tilewise.kernels._contrast import (
 from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._contrast_tiles import TILES
 from tilewise.kernels._finish import Gradients, scale_one, total
+from tilewise.kernels._ids import renumber
 
 CHUNK_BYTES = 128 << 20  # workspace, at most: d(loss)/d(logit) of one chunk of the logits
 CHUNK_COLS = 8192
@@ -212,7 +213,7 @@ def sigmoid_loss(
         logit_bias = torch.zeros_like(logit_scale)
     needs = (need_image, need_text, need_scale, need_bias)
     with _common.launching(image_features=image_features):
-        ids = None if image_ids is None else _contrast.renumber(image_ids, text_ids)
+        ids = None if image_ids is None else renumber(image_ids, text_ids)
         return _sigmoid_loss(
             image_features, text_features, logit_scale, logit_bias, positives, ids, needs
         )

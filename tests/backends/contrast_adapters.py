@@ -25,7 +25,7 @@ from tests.triton_tools import interpreter  # noqa: F401  (its corrections)
 from tests.triton_tools.checker import Updated
 from tilewise.kernels import (
     _cross_entropy,
-    _cross_entropy_ids,
+    _ids,
     clip_loss,
     hard_negatives,
     info_nce,
@@ -36,6 +36,7 @@ from tilewise.reference import _philox
 from tilewise.reference._matches import matches
 
 INF = float("inf")
+NUMBERED = {kernel: ["number_ptr", "count_ptr"] for kernel in (_ids.match_ids, _ids.match_few_ids)}
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ SIGMOID = Contrast(
         sigmoid_loss.finish_sigmoid: [
             "loss_ptr", "d_scale_ptr", "d_bias_ptr", "image_out_ptr", "text_out_ptr",
         ],
+        **NUMBERED,
     },
     workspace={"grad_ptr": 8192},
     gradients=4, offsets=(0, -40, 1000, -1000, 2**40, -(2**40), None),
@@ -199,8 +201,7 @@ CLIP = Contrast(
             "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
             "col_weight_ptr",
         ],
-        _cross_entropy_ids.match_ids: ["number_ptr", "count_ptr"],
-        _cross_entropy_ids.match_few_ids: ["number_ptr", "count_ptr"],
+        **NUMBERED,
         _cross_entropy.begin_counted_sides: [
             "scalars_ptr", "unit_ptr", "row_side_ptr", "row_weight_ptr", "col_side_ptr",
             "col_weight_ptr",

@@ -8,7 +8,7 @@ from tests.backends.contrast_adapters import CLIP, Smoothed, features
 from tests.common.contrastive_cases import related
 from tests.common.cross_entropy_cases import outputs
 from tests.triton_tools.checker import MemoryFault, checked
-from tilewise.kernels import _cross_entropy_ids
+from tilewise.kernels import _ids
 from tilewise.kernels._contrast import Launch
 
 
@@ -40,7 +40,7 @@ def test_ids_are_compared_or_sorted(monkeypatch, rows, cols):
     case = CLIP.make(rows, cols, 8, positives=equal)
     tensors = features(case, torch.float32)
     few = CLIP.run(case, tensors)
-    monkeypatch.setattr(_cross_entropy_ids, "FEW", 0)
+    monkeypatch.setattr(_ids, "FEW", 0)
     with checked(CLIP.outputs) as launches:
         many = CLIP.run(case, tensors)
     assert all(map(torch.equal, few, many))

@@ -175,6 +175,7 @@ def operands():
             (queue, queue.clone(), ids, pointer, x[:3], q[:3], *rest, NO_ID)
             for rest in ((ids[:3].clone(), 0, 3), (None, 1, 0))
         ],
+        "matched_by_ids": [(x, queue, ids, torch.arange(16)), (x, None, ids, torch.arange(9))],
     }
 
 
@@ -203,9 +204,9 @@ def quantizer_step(module, x):
     return quantized, index, loss, grad, *module.state_dict().values()
 
 
-def itc_step(module, x):
+def itc_step(module, x, ids=None):
     features = [x, x.flip(0), x.detach() * 2, x.detach() + 1]
-    loss = module(*features)
+    loss = module(*features, ids)
     grads = torch.autograd.grad(loss, [x, module.temperature])
     return loss, *grads, *module.state_dict().values()
 
@@ -217,6 +218,10 @@ MODULES = {
         quantizer_step,
     ),
     "nn.ItcLoss": (lambda: tw.nn.ItcLoss(8, queue_size=30), itc_step),
+    "nn.ItcLoss ids": (  # and queues that are not of the features' dtype
+        lambda: tw.nn.ItcLoss(8, queue_size=30).bfloat16(),
+        lambda module, x: itc_step(module, x, torch.arange(24) % 9),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from tilewise import _backend
-from tilewise.kernels import _common, _cross_entropy_ids
+from tilewise.kernels import _common, _ids
 
 Cases = Iterator[tuple[str, list[Callable[[], object]]]]
 
@@ -86,7 +86,7 @@ def cross_entropy(loss: Callable, arch: str, plain: str, smoothed: str) -> Cases
         torch.set_float32_matmul_precision(precision)
         x, y = torch.zeros(rows, 64, dtype=dtype), torch.zeros(cols, 64, dtype=dtype)
         matches = (None, torch.arange(rows), torch.arange(cols)) if smoothed else (0, None, None)
-        with mock.patch.object(_cross_entropy_ids, "FEW", few):
+        with mock.patch.object(_ids, "FEW", few):
             loss(x, y, torch.ones(()), *matches, 0.1 if smoothed else 0.0, *[True] * 3)
 
     for name, dtype, precision in products(arch):
@@ -285,4 +285,22 @@ def _enqueue(arch: str) -> Cases:
     ):
         yield f"{name} {cols}{' ids' if ids else ''}", [
             functools.partial(call, x, queue, ids) for x in rows_of_zeros(cols, DTYPES[name])
+        ]
+
+
+def _matched(arch: str) -> Cases:
+    """With a queue and without one, of rows that are aligned and that are not."""
+    from tilewise.kernels import _matched
+
+    def call(keys, queued):
+        queue = torch.zeros(300, keys.shape[1], dtype=keys.dtype) if queued else None
+        ids = torch.zeros(len(keys) + 300 * queued, dtype=torch.int64)
+        _matched.matched_by_ids(keys, queue, ids[: len(keys)], ids)
+
+    for name, cols, queued in (
+        ("bfloat16", 256, True), ("float16", 61, False), ("float32", 61, True),
+        ("float32", 1024, False),
+    ):
+        yield f"{name} {cols}{' queue' if queued else ''}", [
+            functools.partial(call, x, queued) for x in rows_of_zeros(cols, DTYPES[name])
         ]

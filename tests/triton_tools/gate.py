@@ -32,7 +32,7 @@ COLUMNS = (*KEY, *FIGURES, "made_from")
 RENEW = 'make gate GATE="--changed --write"'
 
 # Whose kernels there are: ops, and what modules have besides.
-OWNERS = (*_backend.ops(), "_enqueue", "_moving_averages", "_straight_through")
+OWNERS = (*_backend.ops(), "_enqueue", "_matched", "_moving_averages", "_straight_through")
 
 FEW = 16  # cases that are compiled sooner than another process has started
 

@@ -68,6 +68,10 @@ def negatives() -> Iterator[Row]:
         call = partial(tw.hard_negatives, image, text, scale, seed=seed)
         case = f"{size} float32" if dtype == single else str(size)
         yield from passes("hard_negatives", case, call, [])
+    image, text = features(256, 256, grad=False)
+    ids = torch.arange(256), torch.arange(256)
+    call = partial(tw.hard_negatives, image, text, scale, positives=ids, seed=seed)
+    yield from passes("hard_negatives", "256 ids", call, [])
 
 
 def codes() -> Iterator[Row]:
@@ -115,12 +119,16 @@ def modules() -> Iterator[Row]:
         quantized, _, commitment = quantizer(x)
         torch.autograd.grad([quantized, commitment], [x], [x.detach(), one])
 
-    def contrast() -> None:
-        torch.autograd.grad(loss(*student, *teacher), [*student, loss.temperature], one)
+    def contrast(ids: Tensor | None) -> None:
+        torch.autograd.grad(loss(*student, *teacher, ids), [*student, loss.temperature], one)
 
-    for name, step in (("nn.VectorQuantizer", quantize), ("nn.ItcLoss", contrast)):
+    for name, case, step in (
+        ("nn.VectorQuantizer", "training", quantize),
+        ("nn.ItcLoss", "training", partial(contrast, None)),
+        ("nn.ItcLoss", "training ids", partial(contrast, torch.arange(512))),
+    ):
         with counted():
             step()
         with counted() as count:
             step()
-        yield Row(name, "training", "step", count)
+        yield Row(name, case, "step", count)

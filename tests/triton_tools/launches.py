@@ -66,7 +66,7 @@ class Count(TorchDispatchMode):
         if "empty" in name:
             if not result.is_floating_point():
                 result.zero_()
-        elif not function.is_view and launches_something(result):
+        elif not function.is_view and launches_something(args[0] if result is None else result):
             self.torch[name] += 1
         return result
 

@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
+from tilewise import _backend
+from tilewise.ops._register import define
 from tilewise.ops.code_sums import code_sums
 from tilewise.reference._precision import accumulate_dtype
+
+COMPARED = 1 << 28  # so many pairs of ids a kernel of Triton compares sooner than it sorts them
 
 
 def matched_by_offset(
@@ -30,6 +34,16 @@ def matched_by_offset(
 def matched_by_ids(
     keys: Tensor, queue: Tensor | None, query_ids: Tensor, candidate_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Equal ids match; means of float32, or float64."""
+    kernel = _backend.triton_operator("matched_by_ids", keys.device, keys.dtype)
+    if kernel is not None and len(query_ids) * len(candidate_ids) <= COMPARED:
+        return kernel(keys, queue, query_ids, candidate_ids)
+    return _matched_by_sorting(keys, queue, query_ids, candidate_ids)
+
+
+def _matched_by_sorting(
+    keys: Tensor, queue: Tensor | None, query_ids: Tensor, candidate_ids: Tensor
+) -> tuple[Tensor, Tensor]:
     """Equal ids are a codebook of the queries' ids, whose rows `code_sums` adds."""
     query_ids, candidate_ids = query_ids.contiguous(), candidate_ids.contiguous()
     known = query_ids.sort().values
@@ -46,3 +60,17 @@ def matched_by_ids(
     mean = total / count.clamp(min=1).unsqueeze(1)
     own = torch.searchsorted(known, query_ids)
     return mean[own], count[own]
+
+
+def _fake(keys, queue, query_ids, candidate_ids):
+    mean = keys.new_empty((len(query_ids), keys.shape[1]), dtype=accumulate_dtype(keys))
+    return mean, query_ids.new_empty(len(query_ids))
+
+
+define(
+    "matched_by_ids",
+    "(Tensor keys, Tensor? queue, Tensor query_ids, Tensor candidate_ids) "
+    "-> (Tensor mean, Tensor count)",
+    _fake,
+    module="_matched",
+)

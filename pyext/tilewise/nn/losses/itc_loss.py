@@ -176,6 +176,7 @@ class ItcLoss(nn.Module):
         if not isinstance(alpha, Tensor):
             alpha = _arguments.check_between("alpha", alpha, 0, 1)
         part = _arguments.scalar("alpha", alpha, image)  # once for both directions
+        text_queue, image_queue = self._queues(image.dtype)
 
         def contrast(query: Tensor, keys: Tensor, queue: Tensor, teacher: Tensor) -> Tensor:
             return itc_loss(
@@ -183,16 +184,25 @@ class ItcLoss(nn.Module):
                 keys.detach(),
                 scale,
                 positives=positives,
-                queue=queue.to(keys.dtype) if self.queue_size else None,
+                queue=queue if self.queue_size else None,
                 teacher_query=teacher.detach() if taught else None,
                 alpha=part,
             )
 
-        of_images = contrast(image, teacher_text, self.text_queue, teacher_image)
-        of_texts = contrast(text, teacher_image, self.image_queue, teacher_text)
+        of_images = contrast(image, teacher_text, text_queue, teacher_image)
+        of_texts = contrast(text, teacher_image, image_queue, teacher_text)
         if self.training and self.queue_size:
             self._enqueue(teacher_image_features, teacher_text_features, ids)
         return (of_images + of_texts) / 2
+
+    def _queues(self, dtype: torch.dtype) -> list[Tensor]:
+        """Texts' and images' queue in the features' dtype, in one launch."""
+        queues = [self.text_queue, self.image_queue]
+        if self.text_queue.dtype == dtype:
+            return queues
+        cast = [torch.empty_like(queue, dtype=dtype) for queue in queues]
+        torch._foreach_copy_(cast, queues)
+        return cast
 
     @torch._disable_dynamo  # the exchanges are not traced; the public name imports dynamo at once
     def _over_processes(
