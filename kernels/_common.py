@@ -81,9 +81,20 @@ _PROCESSORS = {
 @functools.cache
 def processors(device: torch.device, arch: str) -> int:
     """How many programs can run beside each other, at one on each."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return _PROCESSORS.get(_ALIKE.get(arch, arch), 108)
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# Kinds of launches, of which what a smaller batch launches instead was compiled as well.
+prepared: set[tuple] = set()
+
+
+def is_new(*kind) -> bool:
+    """Whether `prepared` lacks this kind; it has it now."""
+    before = len(prepared)
+    prepared.add(kind)
+    return len(prepared) > before
 
 
 @contextlib.contextmanager

@@ -196,10 +196,6 @@ def with_parts(largest, total, parts_ptr, i, inside, padded, parts, rate, PARTS:
     return largest, total
 
 
-# Launches of which the kernels that a smaller batch runs were compiled as well.
-_prepared: set[tuple] = set()
-
-
 class Launch(NamedTuple):
     """How one call's kernels multiply features."""
 
@@ -307,9 +303,8 @@ class Launch(NamedTuple):
             chunk.image.device, chunk.image.dtype, self, even, *arguments[4:7], given,
             *constants.values(),
         )
-        if (kernel, like) in _prepared:
+        if not _common.is_new(kernel, like):
             return
-        _prepared.add((kernel, like))  # now, and not when the last batch is smaller
         for tile in self.tiles[self.tiles.index(self.tile) + (not even) :]:
             launch = self._replace(tile=tile)
             arguments, options = launch._arguments(kernel, chunk, operands, limited)

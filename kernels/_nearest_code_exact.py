@@ -114,6 +114,33 @@ def store_lists(keys, codes, index_ptr, distance_ptr, found, keep, TOPK: tl.cons
     tl.store(distance_ptr + place, value, mask=keep)
 
 
+@triton.jit
+def nearest_of(
+    x_ptr, row, found, code_ptr, begin, end, dim, x_stride, code_stride,
+    METRIC: tl.constexpr, TOPK: tl.constexpr, SLOTS: tl.constexpr, CODES: tl.constexpr,
+):
+    """Lists of the nearest codes from `begin` to `end` for the rows that are `found`."""
+    ROWS: tl.constexpr = row.shape[0]
+    a_ptr = x_ptr + row[:, None, None].to(tl.int64) * x_stride
+    a_keep = found[:, None, None]
+    x_norm = tl.zeros((ROWS,), tl.float64)
+    if METRIC == "cosine":
+        x_norm = tl.sqrt(lane_sum(a_ptr, a_keep, a_ptr, a_keep, dim, METRIC))
+    keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
+    for first in range(begin, end, CODES):
+        code = first + tl.arange(0, CODES)
+        b_ptr = code_ptr + code[None, :, None].to(tl.int64) * code_stride
+        b_keep = (code < end)[None, :, None]
+        code_norm = tl.zeros((CODES,), tl.float64)
+        if METRIC == "cosine":
+            code_norm = tl.sqrt(lane_sum(b_ptr, b_keep, b_ptr, b_keep, dim, METRIC))
+        sums = tl.reshape(lane_sum(a_ptr, a_keep, b_ptr, b_keep, dim, METRIC), (ROWS, CODES))
+        key = to_key(distance(sums, x_norm[:, None], code_norm[None, :], METRIC))
+        new = found[:, None] & (code < end)[None, :]
+        keys, nearest = insert_all(keys, nearest, key, code[None, :], new, TOPK)
+    return keys, nearest
+
+
 # Sizes are not specialised on: every batch runs the same binary.
 @triton.jit(do_not_specialize=["rows", "codes", "mask_stride", "out_stride"])
 def brute(
@@ -137,25 +164,73 @@ def brute(
         found = keep
     elif HAS_MASK:
         found = tl.load(mask_ptr + head * mask_stride + row, mask=keep, other=0) != 0
-    x_ptr += head * x_head_stride
-    code_ptr += head * code_head_stride
     if tl.max(keep.to(tl.int32)) > 0:
-        a_ptr = x_ptr + row[:, None, None].to(tl.int64) * x_stride
-        a_keep = found[:, None, None]
-        x_norm = tl.zeros((ROWS,), tl.float64)
-        if METRIC == "cosine":
-            x_norm = tl.sqrt(lane_sum(a_ptr, a_keep, a_ptr, a_keep, dim, METRIC))
-        keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
-        for first in range(0, codes, CODES):
-            code = first + tl.arange(0, CODES)
-            b_ptr = code_ptr + code[None, :, None].to(tl.int64) * code_stride
-            b_keep = (code < codes)[None, :, None]
-            code_norm = tl.zeros((CODES,), tl.float64)
-            if METRIC == "cosine":
-                code_norm = tl.sqrt(lane_sum(b_ptr, b_keep, b_ptr, b_keep, dim, METRIC))
-            sums = tl.reshape(lane_sum(a_ptr, a_keep, b_ptr, b_keep, dim, METRIC), (ROWS, CODES))
-            key = to_key(distance(sums, x_norm[:, None], code_norm[None, :], METRIC))
-            new = found[:, None] & (code < codes)[None, :]
-            keys, nearest = insert_all(keys, nearest, key, code[None, :], new, TOPK)
+        keys, nearest = nearest_of(
+            x_ptr + head * x_head_stride, row, found, code_ptr + head * code_head_stride, 0, codes,
+            dim, x_stride, code_stride, METRIC, TOPK, SLOTS, CODES,
+        )
         out = head * out_stride + row[:, None].to(tl.int64) * TOPK
         store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found, keep, TOPK)
+
+
+@triton.jit
+def store_share(keys, nearest, key_ptr, nearest_ptr, head, row, inside, rows, TOPK: tl.constexpr):
+    """Stores the lists of one share of the codes, as `merge_lists` takes them."""
+    slot = tl.arange(0, keys.shape[1])[None, :]
+    share = (head * rows + row[:, None]) * tl.num_programs(2) + tl.program_id(2)
+    keep = inside[:, None] & (slot < TOPK)
+    tl.store(key_ptr + share * TOPK + slot, keys, mask=keep)
+    tl.store(nearest_ptr + share * TOPK + slot, nearest, mask=keep)
+
+
+@triton.jit(do_not_specialize=["rows", "codes", "share", "mask_stride"])
+def brute_shares(
+    x_ptr, code_ptr, mask_ptr,  # as in `brute`
+    key_ptr, nearest_ptr,  # out, see `merge_lists`
+    rows, codes, share, dim,
+    x_head_stride, x_stride, code_head_stride, code_stride, mask_stride,
+    METRIC: tl.constexpr, TOPK: tl.constexpr, SLOTS: tl.constexpr, HAS_MASK: tl.constexpr,
+    ROWS: tl.constexpr, CODES: tl.constexpr,
+):
+    """What `brute` does, for a share of the codes, `share` of them."""
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    found = inside
+    if HAS_MASK:
+        found = tl.load(mask_ptr + head * mask_stride + row, mask=inside, other=0) != 0
+    begin = tl.program_id(2) * share
+    keys, nearest = nearest_of(
+        x_ptr + head * x_head_stride, row, found, code_ptr + head * code_head_stride,
+        begin, min(begin + share, codes), dim, x_stride, code_stride, METRIC, TOPK, SLOTS, CODES,
+    )
+    store_share(keys, nearest, key_ptr, nearest_ptr, head, row, inside, rows, TOPK)
+
+
+@triton.jit(do_not_specialize=["rows", "shares", "mask_stride", "out_stride"])
+def merge_lists(
+    key_ptr, nearest_ptr,  # (H, rows, shares, TOPK) int64 and int32, EMPTY where there is no code
+    mask_ptr,  # (H, rows) uint8, if HAS_MASK
+    index_ptr, distance_ptr,  # out: (H, rows, TOPK) int64 and float32
+    rows, shares, mask_stride, out_stride,
+    TOPK: tl.constexpr, SLOTS: tl.constexpr, HAS_MASK: tl.constexpr,
+    ROWS: tl.constexpr, SHARES: tl.constexpr,
+):
+    """The nearest codes of ROWS rows from those of each share of the codes, SHARES at a time."""
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    found = inside
+    if HAS_MASK:
+        found = tl.load(mask_ptr + head * mask_stride + row, mask=inside, other=0) != 0
+    keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
+    slot = tl.arange(0, SHARES * SLOTS)[None, :]
+    for first in range(0, shares, SHARES):
+        share = first + slot // SLOTS
+        keep = found[:, None] & (share < shares) & (slot % SLOTS < TOPK)
+        at = ((head * rows + row[:, None]) * shares + share) * TOPK + slot % SLOTS
+        key = tl.load(key_ptr + at, mask=keep, other=EMPTY)
+        code = tl.load(nearest_ptr + at, mask=keep, other=NO_CODE)
+        keys, nearest = insert_all(keys, nearest, key, code, key < EMPTY, TOPK)
+    out = head * out_stride + row[:, None].to(tl.int64) * TOPK
+    store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found, inside, TOPK)

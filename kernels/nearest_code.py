@@ -9,7 +9,7 @@ by the host.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tilewise.kernels import _common
 from tilewise.kernels._common import Tile
-from tilewise.kernels._nearest_code_exact import brute
+from tilewise.kernels._nearest_code_exact import brute, brute_shares, merge_lists
 from tilewise.kernels._nearest_code_filter import (
     BOUNDS,
     LIMITS,
@@ -29,6 +29,7 @@ from tilewise.kernels._nearest_code_filter import (
     pack_codes,
     pack_rows,
 )
+from tilewise.kernels._nearest_code_plan import Plan, plan_for
 from tilewise.kernels._nearest_code_recheck import recheck
 
 WORKSPACE_BYTES = 64 << 20  # rounded rows, and bounds of their distances to groups of codes
@@ -38,70 +39,15 @@ CENTRE_SAMPLE = 128  # no more codes than this, nor less than half, are the cent
 CENTRE_COLS = 16  # elements of D that a program finds medians of
 
 
-class Blocks(NamedTuple):
-    """What one program works on at a time, in the kernels without matrix products.
-
-    A tile of the filter has a whole number of pack_rows, recheck_rows and pack_groups, and its
-    depth is one of pack_width: padded operands have room for whole programs.
-    """
-
-    pack_rows: int
-    pack_groups: int
-    pack_width: int  # elements of D
-    recheck_rows: int
-    recheck_groups: int
-    recheck_width: int
-    recheck_warps: int
-    brute_rows: int
-    brute_codes: int
-
-
-class Plan(NamedTuple):
-    """How an architecture runs the kernels."""
-
-    tile: Tile
-    blocks: Blocks
-    options: dict[str, object]  # of kernels whose roundings count
-
-
-BLOCKS = Blocks(
-    pack_rows=16, pack_groups=1, pack_width=32,
-    # A warp for each row: rows have different numbers of groups to look into.
-    recheck_rows=1, recheck_groups=128, recheck_width=32, recheck_warps=1,
-    brute_rows=4, brute_codes=32,
-)
-INTERPRETER_BLOCKS = Blocks(
-    pack_rows=64, pack_groups=4, pack_width=32,
-    recheck_rows=64, recheck_groups=16, recheck_width=32, recheck_warps=1,
-    brute_rows=64, brute_codes=32,
-)
-# static_gate.csv has the figures.
-TILES = {
-    ("sm_80", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=4),
-    ("sm_90", "half"): Tile(128, 128, 64, pieces=1, warps=8, stages=3, tma=True),
-    ("sm_100", "half"): Tile(128, 128, 64, pieces=1, warps=8, stages=3, tma=True),
-    ("sm_120", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=3, tma=True),
-    ("gfx942", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("gfx90a", "half"): Tile(128, 128, 32, pieces=1, warps=8, stages=2),
-    ("interpreter", "half"): Tile(64, 64, 32, pieces=1, warps=1, stages=1, tma=True),
-}
-DEFAULT_TILES = {"half": Tile(128, 128, 32, pieces=1, warps=8, stages=3)}
-# Up to this many products H * N * K * D, `brute` costs less than the launches of all the rest,
-# unless K * D are more than one program should do alone: a few rows of many codes.
+# Up to this many products H * N * K * D, `brute` costs less than the launches of all the rest.
 SMALL = {"interpreter": 0}
 DEFAULT_SMALL = 2**24
-MOST_ALONE = 2**17
+ALONE = 2**15  # products of a row that one program makes alone: another launch costs more
+SHARED = 8  # programs of `brute_shares` on a processor
+LONGEST_SHARED = 16  # longer lists are not merged
+MERGED = 64  # codes that `merge_lists` looks at, at a time
 WIDEST = 2**20  # D from which bounds prove nothing
 ALIGNED = 256  # bytes, where parts of a packed codebook begin; descriptors want 16
-
-
-def plan_for(arch: str, k: int) -> Plan:
-    options: dict[str, object] = {"enable_fp_fusion": False}
-    if arch.startswith("sm_"):
-        # Without a limit ptxas takes far more to unroll loops, or spills some to save as many.
-        options["maxnreg"] = 128 if k == 1 else 168
-    blocks = INTERPRETER_BLOCKS if arch == "interpreter" else BLOCKS
-    return Plan(_common.choose_tile(TILES, DEFAULT_TILES, arch, "half"), blocks, options)
 
 
 class Packed(NamedTuple):
@@ -207,18 +153,21 @@ def launch_pack_rows(
     return norm, z, bounds
 
 
-def launch_filter(z: Tensor, bounds: Tensor, packed: Packed, plan: Plan) -> Tensor:
+def launch_filter(
+    z: Tensor, bounds: Tensor, packed: Packed, plan: Plan, warmup: bool = False
+) -> Tensor:
     """The least score of each row and group: (H, padded, groups) float32."""
     tile = plan.tile
     heads, rows, depth = z.shape
     codes = packed.w.shape[1]
     minima = z.new_empty(heads, rows, codes // GROUP_SIZE, dtype=torch.float32)
-    filter_tile[(rows // tile.rows * (codes // tile.cols), heads)](
+    filter_tile.run(
         _common.source(z.flatten(0, 1), tile.rows, tile, "half"),
         _common.source(packed.w.flatten(0, 1), tile.cols, tile, "half"),
         packed.bias, bounds, minima, rows, codes, depth,
         TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth, SIZE=GROUP_SIZE, GROUP=8,
         TMA=tile.tma, num_warps=tile.warps, num_stages=tile.stages,
+        grid=(rows // tile.rows * (codes // tile.cols), heads), warmup=warmup,
     )
     return minima
 
@@ -248,20 +197,67 @@ def launch_recheck(
     return left
 
 
+def lists(index: Tensor, shares: int) -> tuple[Tensor, Tensor]:
+    """Room for what `merge_lists` merges into (H, N, k)."""
+    shape = *index.shape[:2], shares, index.shape[2]
+    return index.new_empty(shape), index.new_empty(shape, dtype=torch.int32)
+
+
+def launch_merge(
+    keys: Tensor, nearest: Tensor, mask: Tensor | None, index: Tensor, distances: Tensor,
+    plan: Plan, warmup: bool = False,
+) -> None:
+    """Fills index and distances from lists of shares of the codes."""
+    blocks = plan.blocks
+    heads, rows, k = index.shape
+    slots = triton.next_power_of_2(k)
+    merge_lists.run(
+        keys, nearest, mask, index, distances, rows, keys.shape[2],
+        0 if mask is None else mask.stride(0), index.stride(0),
+        TOPK=k, SLOTS=slots, HAS_MASK=mask is not None, ROWS=blocks.recheck_rows,
+        SHARES=max(MERGED // slots, 1), num_warps=blocks.recheck_warps,
+        grid=(triton.cdiv(rows, blocks.recheck_rows), heads), warmup=warmup,
+    )
+
+
+def share_of(rows: int, codes: int, dim: int, k: int, plan: Plan, processors: int) -> int:
+    """Codes of a program of `brute_shares`, for as many as a GPU has room for; or all."""
+    blocks = plan.blocks
+    if codes * dim <= ALONE or k > LONGEST_SHARED:
+        return codes
+    steps = triton.cdiv(rows, blocks.brute_rows) * triton.cdiv(codes, blocks.brute_codes)
+    return min(triton.cdiv(steps, SHARED * processors) * blocks.brute_codes, codes)
+
+
 def launch_brute(
     x: Tensor, codebook: Tensor, metric: str, mask: Tensor | None, left: Tensor | None,
-    index: Tensor, distances: Tensor, plan: Plan,
+    index: Tensor, distances: Tensor, plan: Plan, warmup: bool = False,
 ) -> None:
     """Fills index and distances, of the rows that are `left` or of all."""
+    blocks = plan.blocks
     heads, rows, dim = x.shape
-    k = index.shape[2]
-    brute[(triton.cdiv(rows, plan.blocks.brute_rows), heads)](
-        x, codebook, mask, left, index, distances, rows, codebook.shape[1], dim,
-        *strides(x), *strides(codebook),
-        0 if mask is None else mask.stride(0), index.stride(0),
+    codes, k = codebook.shape[1], index.shape[2]
+    programs = triton.cdiv(rows, blocks.brute_rows), heads
+    mask_stride = 0 if mask is None else mask.stride(0)
+    options: dict[str, Any] = dict(
         METRIC=metric, TOPK=k, SLOTS=triton.next_power_of_2(k), HAS_MASK=mask is not None,
-        HAS_LEFT=left is not None, ROWS=plan.blocks.brute_rows, CODES=plan.blocks.brute_codes,
-        **plan.options,
+        ROWS=blocks.brute_rows, CODES=blocks.brute_codes, warmup=warmup, **plan.options,
+    )
+    processors = _common.processors(x.device, plan.arch)
+    share = share_of(heads * rows, codes, dim, k, plan, processors)
+    if left is None and share < codes:
+        shares = triton.cdiv(codes, share)
+        keys, nearest = lists(index, shares)
+        brute_shares.run(
+            x, codebook, mask, keys, nearest, rows, codes, share, dim,
+            *strides(x), *strides(codebook), mask_stride, **options, grid=(*programs, shares),
+        )
+        launch_merge(keys, nearest, mask, index, distances, plan, warmup)
+        return
+    brute.run(
+        x, codebook, mask, left, index, distances, rows, codes, dim,
+        *strides(x), *strides(codebook), mask_stride, index.stride(0),
+        HAS_LEFT=left is not None, **options, grid=programs,
     )
 
 
@@ -270,14 +266,21 @@ def search(
     index: Tensor, distances: Tensor, plan: Plan,
 ) -> None:
     """Fills index and distances (H, N, k) of one chunk of heads and rows."""
-    left = None
-    if packed is not None:
-        norm, z, bounds = launch_pack_rows(x, packed, metric, plan)
-        minima = launch_filter(z, bounds, packed, plan)
-        left = launch_recheck(
-            x, codebook, metric, mask, packed, norm, bounds, minima, index, distances, plan
-        )
-    launch_brute(x, codebook, metric, mask, left, index, distances, plan)
+    rest = index, distances, plan
+    if packed is None:
+        launch_brute(x, codebook, metric, mask, None, *rest)
+        return
+    norm, z, bounds = launch_pack_rows(x, packed, metric, plan)
+    minima = launch_filter(z, bounds, packed, plan)
+    left = launch_recheck(x, codebook, metric, mask, packed, norm, bounds, minima, *rest)
+    launch_brute(x, codebook, metric, mask, left, *rest)
+    kind = x.device, x.dtype, codebook.dtype, x.shape, index.shape[2], metric, mask is None
+    if plan.arch == "interpreter" or not _common.is_new(brute, *kind, plan.tile):
+        return
+    # What a smaller batch launches instead is compiled now.
+    for tile in plan.tiles[plan.tiles.index(plan.tile) + 1 :]:
+        launch_filter(z, bounds, packed, plan.of(tile), warmup=True)
+    launch_brute(x, codebook, metric, mask, None, *rest, warmup=True)
 
 
 def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator[tuple]:
@@ -313,12 +316,15 @@ def _nearest_code(x, codebook, metric, k, mask, memory):
     mask = None if mask is None else mask.contiguous().view(torch.uint8)
     arch = _common.architecture(x.device)
     plan = plan_for(arch, k)
-    packed, alone = None, codebook.shape[1] * dim
-    small = x.numel() * codebook.shape[1] <= SMALL.get(arch, DEFAULT_SMALL)
-    if dim < WIDEST and not (small and alone <= MOST_ALONE):
+    packed, small = None, SMALL.get(arch, DEFAULT_SMALL)
+    # To pack a codebook is to compute with it in float64, too: for few rows `brute` does no more.
+    alone = small > 0 and memory is None and heads * rows <= plan.blocks.brute_rows
+    if dim < WIDEST and x.numel() * codebook.shape[1] > small and not alone:
         packed = pack(codebook, metric, plan) if memory is None else Packed.from_bytes(
             memory, codebook, plan
         )
+    processors = _common.processors(x.device, arch)
+    plan = plan.of(plan.tiles.choose(rows, heads * codebook.shape[1], processors))
     for h, r in chunks(heads, rows, packed, plan.tile):
         search(
             x[h, r], codebook[h], metric, None if mask is None else mask[h, r],

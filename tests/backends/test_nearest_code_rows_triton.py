@@ -1,27 +1,93 @@
 """Rows of nearest_code that one program must not search alone: few of many codes, and with NaN."""
 
+import math
 from unittest import mock
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
 
 import tilewise as tw
 from tests.ops.test_nearest_code import METRICS, assert_same
 from tests.triton_tools.launches import counted
+from tilewise.kernels import _common
 from tilewise.kernels import nearest_code as kernels
 from tilewise.reference.nearest_code import NearestCode
 
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("rows, codes, dim, alone", [
-    (1, 8192, 256, False), (7, 262144, 64, False), (16, 512, 64, True), (1, 8192, 16, True),
-])
-def test_no_program_searches_many_codes_alone(rows, codes, dim, alone):
-    """A row's distances to all codes are one program's work in `brute`, one after another."""
-    with counted() as count:
-        tw.nearest_code(torch.zeros(rows, dim), torch.zeros(codes, dim))
-    assert ("filter_tile" not in count.triton) == alone
+def programs_of(rows, codes, dim):
+    """How many programs each kernel that does most of the work has on an H100."""
+    programs = {}
+
+    def note(kernel, *args, grid, warmup, **options):
+        if not warmup:
+            programs[kernel.fn.__name__] = math.prod(grid)
+
+    x, codebook = (torch.empty(1, n, dim, device="meta") for n in (rows, codes))
+    with (
+        mock.patch.object(_common, "architecture", lambda device: "sm_90"),
+        mock.patch.object(InterpretedFunction, "run", note),
+        mock.patch.object(JITFunction, "run", note),
+    ):
+        kernels._nearest_code(x, codebook, "l2", 1, None, None)
+    return programs
+
+
+@pytest.mark.parametrize("dim", [64, 4096])
+@pytest.mark.parametrize("codes", [64, 1024, 16384, 262144])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_few_rows_have_many_programs(rows, codes, dim):
+    """As many as codes allow, up to several a processor: 16 codes a row, or 128 in a tile."""
+    programs = programs_of(rows, codes, dim)
+    if "filter_tile" in programs:
+        assert rows > 4 and rows * codes * dim > kernels.DEFAULT_SMALL
+        assert programs["filter_tile"] >= codes // 128 and programs["recheck"] == rows
+    elif codes * dim > kernels.ALONE:
+        assert programs["brute_shares"] >= min(-(-rows // 4) * codes // 32, 4 * 132)
+    else:
+        assert programs == {"brute": -(-rows // 4)}
+
+
+@pytest.mark.parametrize("k", [1, 3, 16, 17])
+@pytest.mark.parametrize("metric", METRICS)
+def test_shares_of_codes_are_merged(monkeypatch, metric, k):
+    """Of equal codes in several shares the lowest comes first; rows that have NaN, and masked."""
+    monkeypatch.setitem(kernels.SMALL, "interpreter", 2**30)
+    monkeypatch.setattr(kernels, "ALONE", 0)
+    x, codebook = torch.randn(1, 9, 6), torch.randn(1, 70, 6).repeat(1, 6, 1)
+    x[0, 2], x[0, 3, 1], x[0, 5] = 0, NAN, INF
+    codebook[0, ::50] = NAN
+    mask = torch.arange(9)[None] != 4
+    found = kernels.nearest_code(x, codebook, metric, k, mask, None)
+    exact = tw.reference.nearest_code(x[0], codebook[0], metric, k, mask[0])
+    assert_same(NearestCode(*(part[0] for part in found)), exact)
+    plan = kernels.plan_for("interpreter", k)
+    assert (kernels.share_of(9, 420, 6, k, plan, 2) < 420) == (k <= 16)
+
+
+@pytest.mark.parametrize("rows, size", [(1, "few"), (16, "few"), (17, "small"), (65, "large")])
+def test_tiles_of_the_filter(rows, size):
+    """All read one packed codebook; of few rows less is computed and kept."""
+    x, codebook = torch.randn(1, rows, 20), torch.randn(1, 60, 20)
+    plan, shapes = kernels.plan_for("interpreter", 2), []
+    launch = kernels.launch_filter
+
+    def note(z, bounds, packed, plan, **options):
+        shapes.append((plan.tile, z.shape[1] - rows))
+        return launch(z, bounds, packed, plan, **options)
+
+    packed = kernels.pack_codebook(codebook, "l2")
+    with mock.patch.object(kernels, "launch_filter", note):
+        found = kernels.nearest_code(x, codebook, "l2", 2, None, packed)
+    assert_same(
+        NearestCode(*(part[0] for part in found)),
+        tw.reference.nearest_code(x[0], codebook[0], "l2", 2),
+    )
+    (tile, padding), = shapes
+    assert tile == getattr(plan.tiles, size) and padding < tile.rows
 
 
 def left_over(*arguments):
@@ -88,3 +154,23 @@ def test_each_backend_reads_what_it_packed():
         for searching in ("cpu", "triton", "reference"):
             with tw.backend(searching):
                 assert_same(tw.nearest_code(x, prepared), expected)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_130", "gfx942", "gfx1100"])
+def test_every_architecture_has_a_plan(arch):
+    plan = kernels.plan_for(arch, 1)
+    for size in plan.tiles:
+        tile, blocks = plan.of(size).tile, plan.of(size).blocks
+        assert tile.rows % blocks.pack_rows == 0 and tile.depth % blocks.pack_width == 0
+        assert tile.rows % blocks.recheck_rows == 0
+        assert tile.cols % (kernels.GROUP_SIZE * blocks.pack_groups) == 0
+        assert (tile.cols, tile.depth) == (plan.tile.cols, plan.tile.depth)  # of the codebook
+    assert plan.options["enable_fp_fusion"] is False
+
+
+def test_masked_rows_of_small_problems(monkeypatch):
+    monkeypatch.setitem(kernels.SMALL, "interpreter", 2**30)
+    x, codes = torch.randn(2, 33, 7), torch.randn(2, 20, 7)
+    mask = torch.rand(2, 33) < 0.5
+    found = kernels.nearest_code(x, codes, "cosine", 3, mask, None)
+    assert_same(NearestCode(*found), tw.reference.nearest_code(x, codes, "cosine", 3, mask))

@@ -13,7 +13,12 @@ from tests.common.codebook_cases import CASES, clusters, near, normal
 from tests.ops.test_nearest_code import METRICS, assert_same
 from tests.triton_tools import interpreter
 from tests.triton_tools.checker import MemoryFault, checked
-from tilewise.kernels import _nearest_code_exact, _nearest_code_filter, _nearest_code_recheck
+from tilewise.kernels import (
+    _nearest_code_exact,
+    _nearest_code_filter,
+    _nearest_code_plan,
+    _nearest_code_recheck,
+)
 from tilewise.kernels import nearest_code as kernels
 from tilewise.kernels._common import Tile
 from tilewise.reference.nearest_code import NearestCode, _distance
@@ -28,6 +33,8 @@ OUTPUTS = {
     _nearest_code_filter.filter_tile: ["minima_ptr"],
     _nearest_code_recheck.recheck: ["index_ptr", "distance_ptr", "left_ptr"],
     _nearest_code_exact.brute: ["index_ptr", "distance_ptr"],
+    _nearest_code_exact.brute_shares: ["key_ptr", "nearest_ptr"],
+    _nearest_code_exact.merge_lists: ["index_ptr", "distance_ptr"],
 }
 
 
@@ -63,13 +70,13 @@ def draw(make, n, k, d, seed=0):
 def small_tiles(monkeypatch):
     """So that small problems have many tiles, and blocks of groups."""
     tile = Tile(16, 32, 16, pieces=1, warps=1, stages=1, tma=False)
-    monkeypatch.setitem(kernels.TILES, ("interpreter", "half"), tile)
-    blocks = kernels.Blocks(
+    monkeypatch.setitem(_nearest_code_plan.TILES, ("interpreter", "half"), tile)
+    blocks = _nearest_code_plan.Blocks(
         pack_rows=16, pack_groups=2, pack_width=16,
         recheck_rows=16, recheck_groups=4, recheck_width=16, recheck_warps=1,
         brute_rows=16, brute_codes=32,
     )
-    monkeypatch.setattr(kernels, "INTERPRETER_BLOCKS", blocks)
+    monkeypatch.setattr(_nearest_code_plan, "INTERPRETER_BLOCKS", blocks)
     return tile
 
 
@@ -131,6 +138,9 @@ def test_memory_accesses_of_brute_force(monkeypatch, metric):
     monkeypatch.setitem(kernels.SMALL, "interpreter", 2 * 9 * 40 * 19)
     assert check_accesses(x, codes, metric, 2, torch.rand(2, 9) < 0.5) == ALL[-1:]
     assert check_accesses(x[..., :0], codes[..., :0], metric, 1, None) == ALL[-1:]
+    monkeypatch.setattr(kernels, "ALONE", 0)
+    shared = ["brute_shares", "merge_lists"]
+    assert check_accesses(x, codes, metric, 2, torch.rand(2, 9) < 0.5) == shared
 
 
 def test_checker_sees_a_workspace_that_is_too_small():
@@ -162,8 +172,9 @@ def test_more_in_a_list_than_groups():
 def test_descriptors_and_pointers_agree(monkeypatch):
     x, codes = draw(near, 70, 130, 40)
     usual = search(x, codes)
-    tile = kernels.TILES["interpreter", "half"]
-    monkeypatch.setitem(kernels.TILES, ("interpreter", "half"), tile._replace(tma=not tile.tma))
+    tiles = _nearest_code_plan.TILES
+    tile = tiles["interpreter", "half"]
+    monkeypatch.setitem(tiles, ("interpreter", "half"), tile._replace(tma=not tile.tma))
     assert_same(search(x, codes), usual)
 
 
@@ -187,12 +198,6 @@ def test_masked_rows_are_not_searched(metric):
     mask = torch.arange(33) % 4 != 0
     check(x, codes, metric, mask=mask)
     check(x, codes, metric, 3, mask=torch.stack([mask, ~mask]))
-
-
-def test_masked_rows_of_small_problems(monkeypatch):
-    monkeypatch.setitem(kernels.SMALL, "interpreter", 2**30)
-    x, codes = torch.randn(2, 33, 7), torch.randn(2, 20, 7)
-    check(x, codes, "cosine", 3, mask=torch.rand(33) < 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -388,12 +393,3 @@ def test_workspace_does_not_grow_with_the_batch(monkeypatch, heads, rows, count)
     assert len(chunks) == count
     for z, _, _, bounds, minima, *_ in chunks:
         assert z.base.nbytes + bounds.nbytes + minima.nbytes <= kernels.WORKSPACE_BYTES
-
-
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_130", "gfx942", "gfx1100"])
-def test_every_architecture_has_a_plan(arch):
-    tile, blocks, options = kernels.plan_for(arch, 1)
-    assert tile.rows % blocks.pack_rows == 0 and tile.depth % blocks.pack_width == 0
-    assert tile.rows % blocks.recheck_rows == 0
-    assert tile.cols % (kernels.GROUP_SIZE * blocks.pack_groups) == 0
-    assert options["enable_fp_fusion"] is False

@@ -22,7 +22,7 @@ kernels = SimpleNamespace(
 # Two batch sizes of a kind must run the same binary.
 SIZES = {"aligned": [(128, 256), (256, 128)], "masked": [(129, 1), (77, 96)]}
 # Of kernels with several sizes of a tile. So many processors that tiles are large, or small.
-TILES = SIZES | {"small": SIZES["masked"], "few": [(1, 300), (32, 96)]}
+TILES = SIZES | {"small": SIZES["masked"], "few": [(1, 300), (29, 96)]}
 PROCESSORS = {"aligned": 1, "masked": 1, "small": 10**9, "few": 1}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
@@ -143,18 +143,23 @@ def itc_loss(arch: str) -> Cases:
 
 def nearest_code(arch: str) -> Cases:
     """Every dtype, and what adds most to it: norms and lists."""
-    def call(rows, codes, width, dtype, metric, k, masked):
+    def call(rows, codes, width, dtype, metric, k, masked, small):
         x, codebook = (torch.zeros(1, n, width, dtype=dtype) for n in (rows, max(codes, k)))
         mask = torch.ones(1, rows, dtype=torch.bool) if masked else None
-        with mock.patch.object(kernels.nearest_code, "DEFAULT_SMALL", 0):
+        with mock.patch.object(kernels.nearest_code, "DEFAULT_SMALL", small):
             kernels.nearest_code.nearest_code(x, codebook, metric, k, mask, None)
 
     cases = [(name, shapes, "l2", 1) for name in DTYPES for shapes in SIZES]
-    cases += [("float16", "masked", "dot", 2), ("float32", "masked", "cosine", 16)]
-    for name, shapes, metric, k in cases:
-        arguments = WIDTHS[shapes], DTYPES[name], metric, k, shapes == "masked"
-        yield f"{name} {shapes} {metric}" + (f" top-{k}" if k > 1 else ""), [
-            functools.partial(call, *size, *arguments) for size in SIZES[shapes]
+    cases += [("float32", shapes, "l2", 1) for shapes in ("small", "few")]
+    lists = [("float16", "masked", "dot", 2), ("float32", "masked", "cosine", 16)]
+    cases = [(*case, 0) for case in cases + lists]  # filtered; or all distances
+    cases += [(*case, 2**62) for case in [("float32", "aligned", "l2", 1), *lists]]
+    for name, shapes, metric, k, small in cases:
+        masked = shapes == "masked"
+        arguments = WIDTHS.get(shapes, 64), DTYPES[name], metric, k, masked, small
+        top = f" top-{k}" if k > 1 else ""
+        yield f"{name} {shapes} {metric}{top}{' all' if small else ''}", [
+            functools.partial(as_on, shapes, call, *size, *arguments) for size in TILES[shapes]
         ]
 
 

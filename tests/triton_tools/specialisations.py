@@ -118,7 +118,7 @@ def binaries(op: str, arch: str) -> dict[str, dict[str, tuple]]:
 def anew(op: str, arch: str) -> list[str]:
     """What a smaller batch compiles when one of the largest was run: kernels, with its rows."""
     from tests.triton_tools import offline
-    from tilewise.kernels import _contrast
+    from tilewise.kernels import _common
 
     batches: dict[tuple, dict[int, Callable]] = collections.defaultdict(dict)
     for (rows, *rest), call in OPS[op]():
@@ -127,7 +127,7 @@ def anew(op: str, arch: str) -> list[str]:
     found = []
     with offline.launching_for(arch, compiling=False) as launched:
         for rest, sizes in batches.items():
-            _contrast._prepared.clear()
+            _common.prepared.clear()
             launched.prepared.clear()
             known: set[str] = set()
             for rows in sorted(sizes, reverse=True):
