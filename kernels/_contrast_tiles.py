@@ -61,9 +61,15 @@ DEFAULT_FEW_TILES = {
 
 
 def tiles_for(large: dict[tuple[str, str], Tile], arch: str, kind: str) -> Tiles:
-    """A kernel's tiles, of which the large ones are its own."""
+    """A kernel's tiles, of which the large ones are its own.
+
+    Where the library multiplies, one is enough: its own products fit all sizes.
+    """
+    own = _common.choose_tile(large, DEFAULT_TILES, arch, kind)
+    if kind == "ieee" and arch.startswith("sm_"):
+        return Tiles(own, own, own)
     return Tiles(
-        _common.choose_tile(large, DEFAULT_TILES, arch, kind),
+        own,
         _common.choose_tile(SMALL_TILES, DEFAULT_SMALL_TILES, arch, kind),
         _common.choose_tile(FEW_TILES, DEFAULT_FEW_TILES, arch, kind),
     )

@@ -11,6 +11,7 @@ from tests.common.contrastive_cases import ids
 from tests.triton_tools.checker import checked
 from tilewise.kernels import _common
 from tilewise.kernels._contrast import Launch
+from tilewise.kernels._contrast_tiles import TILES, tiles_for
 
 every_contrast = pytest.mark.parametrize(
     "contrast", CONTRASTS.values(), ids=lambda contrast: contrast.op
@@ -28,9 +29,9 @@ def make(contrast: Contrast, rows: int, cols: int):
     ("gfx942", "ieee", False), ("interpreter", "ieee", True),
 ])
 def test_only_where_there_are_no_matrix_units(arch, kind, expected):
-    tile = _common.Tile(64, 64, 32, pieces=1, warps=4, stages=2)
-    launch = Launch(arch, kind, _common.Tiles(tile, tile, tile), tile)
-    assert launch.by_library == expected
+    tiles = tiles_for(TILES, arch, kind)
+    assert Launch(arch, kind, tiles, tiles.large).by_library == expected
+    assert (len(set(tiles)) == 1) == (expected and arch != "interpreter")
 
 
 @every_contrast
