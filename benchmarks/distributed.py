@@ -27,7 +27,7 @@ import tilewise as tw
 from benchmarks.baselines.peers import open_clip_losses
 from benchmarks.harness.measure import ROOT, peak_here
 from benchmarks.netns import Network
-from tilewise.distributed import LONGEST
+from tilewise.distributed import LONGEST, LONGEST_ON_CPU
 
 ANSWER = "result: "
 OPTIONS = {"local_loss": True, "gather_with_grad": True}  # what large runs of CLIP use
@@ -61,6 +61,7 @@ def bytes_sent(loss: str, world: int, rows: int, dim: int, size: int = 4) -> int
 
 def seconds(
     loss: str, world: int, rows: int, dim: int, *, flops: float, rate: float, size: int = 4,
+    longest: int = LONGEST,
 ) -> float:
     """Of a step: in each round the longer of products and sending.
 
@@ -72,7 +73,7 @@ def seconds(
     if not loss.startswith("CLIP"):
         return max(computing, sending)
     texts = (world - 1) * rows * dim * size / rate
-    last = min(1, LONGEST / rows) / 2 / world if world > 1 else 0  # of the sums
+    last = min(1, longest / rows) / 2 / world if world > 1 else 0  # of the sums
     sums, gradients = computing / 4, computing * 3 / 4
     return max(sums, texts + last * sums) + max(gradients, sending - texts)
 
@@ -266,7 +267,9 @@ def link(worlds: list[int], rows: int, dim: int, rounds: int) -> None:
                 max(min(x[name]) for x in found) for name in ("step", "products", "sending", "both")
             )
             flops = products(loss, world, rows, dim) / alone
-            model = seconds(loss, world, rows, dim, flops=flops, rate=rate)
+            model = seconds(
+                loss, world, rows, dim, flops=flops, rate=rate, longest=LONGEST_ON_CPU
+            )
             lines.append([
                 world, f"{8e-6 * rate:.0f} Mbit/s",
                 *(f"{1e3 * x:.0f}" for x in (alone, sending, both, step, model)),
