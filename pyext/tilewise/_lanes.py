@@ -86,23 +86,24 @@ class Lane:
 
 
 class Own:
-    """A process's own block, visited by parts, and its sums.
+    """A process's own block, visited by parts, one for each of `rounds`, and its sums.
 
-    Each of `rounds` has a part. With `halves` the first of two calls in a round visits one half,
-    the second the other.
+    With `halves` the first part is visited by two.
     """
 
     def __init__(self, rank: int, block: Parts, rounds: int, halves: bool):
         self.rank, self.block = rank, block
-        ways = cuts(len(block[0]), 2 * rounds if halves else rounds)
-        self.left = [way for part in ways for way in ((part,) if halves else (part, None))]
+        self.left = cuts(len(block[0]), rounds)
+        if halves:
+            end = self.left[0].stop
+            self.left[:1] = [slice(0, end // 2), slice(end // 2, end)]
         self.sums: Parts = ()
 
     def visit(self, visit: Callable[..., Parts]) -> None:
         """Visits the next part, if there is one."""
-        at = self.left.pop(0)
-        if at is None:
+        if not self.left:
             return
+        at = self.left.pop(0)
         found = visit(self.rank, at.start, *(x[at] for x in self.block))
         rows = len(self.block[0])
         if at == slice(0, rows):

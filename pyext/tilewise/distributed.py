@@ -184,9 +184,9 @@ def circulate(
 ) -> Parts:
     """Shows each process's block to every process; returns what all of them have for one's own.
 
-    The next block is on its way while the present one is visited, and so are the sums. One half of
-    one's own block is visited first, while the first of the others' comes, the other half last,
-    while sums come home.
+    The next block is on its way while the present one is visited, and so are the sums. Half of
+    one's own block (of a long one, of its first part) is visited first, while the first of the
+    others' comes; the rest after them, while sums come home.
 
     Args:
         peers: the processes.
@@ -224,9 +224,9 @@ def circulate(
     own = Own(peers.rank, block, len(rounds), halves=pieces > 1)
     for lane in rounds[0]:
         lane.begin(block)
+    own.visit(visit)
     before: list[Lane] = []  # whose sums come home
     for lanes, after in zip(rounds, [*rounds[1:], []], strict=True):
-        own.visit(visit)
         for hop in range(lanes[0].hops):
             for i, lane in enumerate(lanes):
                 if after and hop == lane.hops - 1:
