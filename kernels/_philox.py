@@ -83,6 +83,16 @@ def gumbel_tile(seed, row, first, COLS: tl.constexpr, OP: tl.constexpr = GUMBEL)
 
 
 @triton.jit
+def gumbel_pieces(seed, row, piece, COLS: tl.constexpr):
+    """Variates of columns piece * COLS to piece * COLS + COLS - 1 of each row: (ROWS, COLS)."""
+    call = piece[:, None] * (COLS // 4) + tl.arange(0, COLS // 4)[None, :]
+    low, high = row.to(tl.uint32), (row >> 32).to(tl.uint32)
+    op = tl.full((1, 1), GUMBEL, tl.uint32)
+    a, b, c, d = tl.philox(seed, call.to(tl.uint32), low[:, None], high[:, None], op)
+    return gumbel(in_columns(a, b, c, d))
+
+
+@triton.jit
 def normal_pair(word, turn_word):
     """Two standard normal variates by Box and Muller, float32."""
     u = uniform(word)

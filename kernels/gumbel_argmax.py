@@ -10,40 +10,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _gumbel_blocks, _philox, _rows
-from tilewise.kernels.gumbel_softmax import LOWEST, perturbed
+from tilewise.kernels import _common, _gumbel_blocks, _philox, _rows, _short_rows
+from tilewise.kernels.gumbel_softmax import LOWEST, perturbed, perturbed_pieces
 
 SELECTED = 32  # up to so many indices are found among registers
+PICKED = 16  # log-probabilities of a row at a time
 FEWEST = 256  # columns of a tile of what blocks selected, at least
 LAST = tl.constexpr(2**31 - 1)  # after every column
 CHUNK_BYTES = 64 << 20  # workspace: perturbed logits of some rows; sorting them takes five times it
 
 
-# Rows are not specialised on: every batch runs the same binary. k = 1 is.
-@triton.jit(do_not_specialize=["rows", "row_offset"])
+# Sizes are not specialised on: every batch runs the same binary, of whatever width. k = 1 is.
+@triton.jit(do_not_specialize=["rows", "row_offset", "cols", "row_stride"])
 def select_from_rows(
     x_ptr,  # (rows, cols) logits
     index_ptr,  # out: (rows, k) int64
     seed_ptr,  # one int64
-    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride, k,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    rows: tl.int64, row_offset: tl.int64,
+    cols, row_stride,  # in UNITs
+    col_stride, k,
+    ROWS: tl.constexpr, COLS: tl.constexpr, UNIT: tl.constexpr,
 ):
-    """The k largest of each of ROWS rows, in order, the first ones of equals first."""
-    row = _rows.row_numbers(ROWS)
-    col = tl.arange(0, COLS)[None, :]
-    z = perturbed(
-        x_ptr, tl.load(seed_ptr), row, row_offset, 0, rows, cols, row_stride, col_stride, COLS,
+    """The k largest of each row that a tile holds, in order, the first ones of equals first."""
+    cols, row_stride = cols * UNIT, row_stride * UNIT
+    at = _short_rows.place(rows, cols, ROWS, COLS)
+    col = _short_rows.columns(at, COLS)
+    z = perturbed_pieces(
+        x_ptr, tl.load(seed_ptr), at, row_offset, row_stride, col_stride, COLS, UNIT
     )
     z = tl.where(z == z, z, float("-inf"))  # NaN never wins
-    top = tl.max(z, 1)[:, None]
-    index = tl.min(tl.where(z == top, col, cols), 1)[:, None]
-    out = index_ptr + row[:, None] * k
-    tl.store(out, index.to(tl.int64), mask=(row < rows)[:, None])
+    top = _short_rows.of_rows(z, at, "max")[:, None]
+    index = _short_rows.of_rows(tl.where(z == top, col, cols), at, "min")[:, None]
+    out = index_ptr + at[0][:, None] * k
+    own = _short_rows.first_pieces(at)[:, None]
+    tl.store(out, index.to(tl.int64), mask=own)
     for i in range(1, k):
         later = (z < top) | ((z == top) & (col > index))
-        top = tl.max(tl.where(later, z, float("-inf")), 1)[:, None]
-        index = tl.min(tl.where(later & (z == top), col, cols), 1)[:, None]
-        tl.store(out + i, index.to(tl.int64), mask=(row < rows)[:, None])
+        top = _short_rows.of_rows(tl.where(later, z, float("-inf")), at, "max")[:, None]
+        place = tl.where(later & (z == top), col, cols)
+        index = _short_rows.of_rows(place, at, "min")[:, None]
+        tl.store(out + i, index.to(tl.int64), mask=own)
 
 
 @triton.jit
@@ -113,40 +119,16 @@ def perturb_tile(
     _rows.store_tile(z_ptr, row, first + tl.arange(0, COLS), rows, cols, z)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def log_softmax_at(
-    x_ptr,  # (rows, cols) logits
-    index_ptr,  # (rows, k) int64
-    value_ptr,  # out: (rows, k) float32
-    top_ptr, total_ptr,  # (rows, blocks) float32, see `measure_blocks`; None for whole rows
-    blocks,
-    rows: tl.int64, cols, row_stride, col_stride, k,
-    ROWS: tl.constexpr, COLS: tl.constexpr, PICKED: tl.constexpr,
+@triton.jit
+def store_log_softmax(
+    x_ptr, index_ptr, value_ptr, row, own, top, total, row_stride, col_stride, k,
+    PICKED: tl.constexpr,
 ):
-    """Log softmax of ROWS rows at k columns, PICKED at a time."""
-    row = _rows.row_numbers(ROWS)
-    if top_ptr is None:
-        col = tl.arange(0, COLS)
-        x = _rows.load_tile(x_ptr, row, col, rows, cols, row_stride, col_stride, float("-inf"))
-        top = tl.maximum(tl.max(x, 1), LOWEST)
-        total = tl.sum(tl.exp2((x - top[:, None]) * 1.4426950408889634), 1)
-    else:
-        top = tl.full((ROWS,), LOWEST, tl.float32)
-        total = tl.zeros((ROWS,), tl.float32)
-        for first in range(0, blocks, COLS):
-            block = first + tl.arange(0, COLS)[None, :]
-            keep = (row < rows)[:, None] & (block < blocks)
-            at = row[:, None] * blocks + block
-            part = tl.maximum(tl.load(top_ptr + at, mask=keep, other=LOWEST), LOWEST)
-            new = tl.maximum(top, tl.max(part, 1))
-            share = tl.exp2((part - new[:, None]) * 1.4426950408889634)
-            sums = tl.load(total_ptr + at, mask=keep, other=0.0)
-            total = total * tl.exp2((top - new) * 1.4426950408889634) + tl.sum(sums * share, 1)
-            top = new
+    """Log softmax at k columns, PICKED at a time, of rows that are `own` and have `total`."""
     log_total = tl.where(total > 0, _philox.log(total), float("nan"))
     for first in range(0, k, PICKED):
         pick = first + tl.arange(0, PICKED)[None, :]
-        keep = (row < rows)[:, None] & (pick < k)
+        keep = own[:, None] & (pick < k)
         place = row[:, None] * k + pick
         picked = tl.load(index_ptr + place, mask=keep, other=0)
         ptr = x_ptr + row[:, None] * row_stride + picked * col_stride
@@ -154,19 +136,75 @@ def log_softmax_at(
         tl.store(value_ptr + place, chosen - top[:, None] - log_total[:, None], mask=keep)
 
 
+@triton.jit(do_not_specialize=["rows", "cols", "row_stride"])
+def log_softmax_at(
+    x_ptr,  # (rows, cols) logits
+    index_ptr,  # (rows, k) int64
+    value_ptr,  # out: (rows, k) float32
+    rows: tl.int64,
+    cols, row_stride,  # in UNITs
+    col_stride, k,
+    ROWS: tl.constexpr, COLS: tl.constexpr, UNIT: tl.constexpr, PICKED: tl.constexpr,
+):
+    """Log softmax of each row that a tile holds at k columns."""
+    cols, row_stride = cols * UNIT, row_stride * UNIT
+    at = _short_rows.place(rows, cols, ROWS, COLS)
+    x = _short_rows.load(x_ptr, at, row_stride, col_stride, float("-inf"), COLS, UNIT)
+    top = tl.maximum(_short_rows.of_rows(x, at, "max"), LOWEST)
+    exponentials = tl.exp2((x - top[:, None]) * 1.4426950408889634)
+    total = _short_rows.of_rows(exponentials, at, "sum")
+    own = _short_rows.first_pieces(at)
+    store_log_softmax(
+        x_ptr, index_ptr, value_ptr, at[0], own, top, total, row_stride, col_stride, k, PICKED
+    )
+
+
+@triton.jit(do_not_specialize=["rows", "blocks"])
+def log_softmax_of_blocks(
+    x_ptr, index_ptr, value_ptr,
+    top_ptr, total_ptr,  # (rows, blocks) float32, see `measure_blocks`
+    blocks, rows: tl.int64, row_stride, col_stride, k,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PICKED: tl.constexpr,
+):
+    """The same of ROWS rows whose blocks were measured, COLS blocks at a time."""
+    row = _rows.row_numbers(ROWS)
+    top = tl.full((ROWS,), LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for first in range(0, blocks, COLS):
+        block = first + tl.arange(0, COLS)[None, :]
+        keep = (row < rows)[:, None] & (block < blocks)
+        at = row[:, None] * blocks + block
+        part = tl.maximum(tl.load(top_ptr + at, mask=keep, other=LOWEST), LOWEST)
+        new = tl.maximum(top, tl.max(part, 1))
+        share = tl.exp2((part - new[:, None]) * 1.4426950408889634)
+        sums = tl.load(total_ptr + at, mask=keep, other=0.0)
+        total = total * tl.exp2((top - new) * 1.4426950408889634) + tl.sum(sums * share, 1)
+        top = new
+    store_log_softmax(
+        x_ptr, index_ptr, value_ptr, row, row < rows, top, total, row_stride, col_stride, k, PICKED
+    )
+
+
 def log_softmax(x: Tensor, index: Tensor, arch: str) -> Tensor:
     """(rows, k) float32, of x (rows, cols) at index (rows, k)."""
     rows, cols = x.shape
     k = index.shape[1]
     value = x.new_empty(rows, k, dtype=torch.float32)
-    tile = _rows.choose_tile(cols, arch)
-    top, total, blocks = None, None, 1
-    if cols > tile.cols:
-        top, _, total = _gumbel_blocks.measured(x, None, None, 0, tile)
-        blocks, tile = top.shape[1], _rows.choose_tile(FEWEST, arch)
-    log_softmax_at[(triton.cdiv(rows, tile.rows),)](
-        x, index, value, top, total, blocks, rows, cols, *x.stride(), k,
-        ROWS=tile.rows, COLS=tile.cols, PICKED=1 if k == 1 else 16, num_warps=tile.warps,
+    tile = _short_rows.choose_tile(rows, cols, x.stride()[:1], arch)
+    if tile is not None:
+        log_softmax_at[(tile.programs,)](
+            x, index, value, rows, *tile.units(cols, x.stride(0)), x.stride(1), k,
+            PICKED=1 if k == 1 or tile.cols == 4 else PICKED, **tile.constants(),
+        )
+        return value
+    top, _, total = _gumbel_blocks.measured(
+        x, None, None, 0, _rows.choose_tile(cols, arch, _rows.BLOCK)
+    )
+    merging = _rows.choose_tile(FEWEST, arch)
+    log_softmax_of_blocks[(triton.cdiv(rows, merging.rows),)](
+        x, index, value, top, total, top.shape[1], rows, *x.stride(), k,
+        PICKED=1 if k == 1 else PICKED, ROWS=merging.rows, COLS=merging.cols,
+        num_warps=merging.warps,
     )
     return value
 
@@ -174,18 +212,19 @@ def log_softmax(x: Tensor, index: Tensor, arch: str) -> Tensor:
 def select(x: Tensor, seed: Tensor, row_offset: int, k: int, arch: str) -> Tensor:
     """(rows, k) int64."""
     rows, cols = x.shape
-    tile = _rows.choose_tile(cols, arch)
-    whole = cols <= tile.cols
+    short = _short_rows.choose_tile(rows, cols, x.stride()[:1], arch)
+    tile = _rows.choose_tile(cols, arch, _rows.BLOCK)
     candidates = triton.cdiv(cols, tile.cols) * k
-    if k > SELECTED or not whole and candidates > _rows.LONGEST:
+    if k > SELECTED or short is None and candidates > _rows.LONGEST:
         return sort(x, seed, row_offset, k, arch)
     index = x.new_empty(rows, k, dtype=torch.int64)
-    arguments = seed, rows, row_offset, cols, *x.stride(), k
-    if whole:
-        select_from_rows[(triton.cdiv(rows, tile.rows),)](
-            x, index, *arguments, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    if short is not None:
+        select_from_rows[(short.programs,)](
+            x, index, seed, rows, row_offset, *short.units(cols, x.stride(0)), x.stride(1), k,
+            **short.constants(),
         )
         return index
+    arguments = seed, rows, row_offset, cols, *x.stride(), k
     z = x.new_empty(rows, candidates, dtype=torch.float32)
     selected = z.new_empty(z.shape, dtype=torch.int32)
     select_from_blocks[(rows * candidates // k,)](

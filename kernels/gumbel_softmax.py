@@ -1,7 +1,8 @@
 """Gumbel-softmax in Triton: noise is made in registers, and a row is read and written once.
 
-A program holds whole rows. Of a row too wide for registers each block has a program, in two
-launches: the first measures blocks, the second, whose programs merge that, makes the noise again.
+A program holds whole rows, see `_short_rows`. Of a row too wide for registers each block has a
+program, in two launches: the first measures blocks, the second, whose programs merge that, makes
+the noise again.
 """
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tilewise.kernels import _common, _philox, _rows
+from tilewise.kernels import _common, _philox, _rows, _short_rows
 
 LONGEST_WITH_TAU = 4096  # columns: what the gradient by tau needs lies in registers beside the rest
 
@@ -45,45 +46,58 @@ def inverse(tau):
 
 
 @triton.jit
-def relaxed(z, tau):
-    """softmax(z / tau) of whole rows."""
-    p = tl.exp2((z - tl.max(z, 1)[:, None]) * sharpness(tau))
-    return p * tl.div_rn(1.0, tl.sum(p, 1))[:, None]
+def perturbed_pieces(
+    x_ptr, seed, at, row_offset, row_stride, col_stride, COLS: tl.constexpr, UNIT: tl.constexpr,
+):
+    """The same of pieces of rows: see `_short_rows`."""
+    x = _short_rows.load(x_ptr, at, row_stride, col_stride, float("-inf"), COLS, UNIT)
+    return x + _philox.gumbel_pieces(seed, at[0] + row_offset, at[1], COLS)
 
 
 @triton.jit
-def one_hot(z, col, cols):
+def relaxed(z, tau, at):
+    """softmax(z / tau) of whole rows."""
+    p = tl.exp2((z - _short_rows.of_rows(z, at, "max")[:, None]) * sharpness(tau))
+    return p * tl.div_rn(1.0, _short_rows.of_rows(p, at, "sum"))[:, None]
+
+
+@triton.jit
+def one_hot(z, at, cols):
     """1 at each row's first maximum; rows that have no softmax are NaN."""
-    below = z - tl.max(z, 1)[:, None]  # NaN where z is, and where the maximum is infinite
-    at = tl.where(below == 0, col[None, :], tl.where(below == below, cols, -1))
-    first = tl.min(at, 1)[:, None]
-    return tl.where(first < 0, float("nan"), tl.where(col[None, :] == first, 1.0, 0.0))
+    col = _short_rows.columns(at, z.shape[1])
+    below = z - _short_rows.of_rows(z, at, "max")[:, None]
+    # NaN where z is, and where the maximum is infinite
+    place = tl.where(below == 0, col, tl.where(below == below, cols, -1))
+    first = _short_rows.of_rows(place, at, "min")[:, None]
+    return tl.where(first < 0, float("nan"), tl.where(col == first, 1.0, 0.0))
 
 
-# Rows are not specialised on: every batch runs the same binary.
-@triton.jit(do_not_specialize=["rows", "row_offset"])
+# Sizes are not specialised on: every batch runs the same binary, of whatever width.
+@triton.jit(do_not_specialize=["rows", "row_offset", "cols", "row_stride"])
 def sample_rows(
     x_ptr,  # (rows, cols) logits
     y_ptr,  # out: (rows, cols), contiguous
     tau_ptr, seed_ptr,  # one float32, one int64
-    rows: tl.int64, row_offset: tl.int64, cols, row_stride, col_stride,
-    HARD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    rows: tl.int64, row_offset: tl.int64,
+    cols, row_stride,  # in UNITs
+    col_stride,
+    HARD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, UNIT: tl.constexpr,
 ):
-    """A sample of each of ROWS rows, which fit into COLS columns."""
-    row = _rows.row_numbers(ROWS)
-    col = tl.arange(0, COLS)
+    """A sample of each row that a tile holds."""
+    cols, row_stride = cols * UNIT, row_stride * UNIT
+    at = _short_rows.place(rows, cols, ROWS, COLS)
     tau = tl.load(tau_ptr)
-    z = perturbed(
-        x_ptr, tl.load(seed_ptr), row, row_offset, 0, rows, cols, row_stride, col_stride, COLS,
+    z = perturbed_pieces(
+        x_ptr, tl.load(seed_ptr), at, row_offset, row_stride, col_stride, COLS, UNIT
     )
     if HARD:
-        y = one_hot(z, col, cols)
+        y = one_hot(z, at, cols)
     else:
         if tau == 0:
-            y = one_hot(z, col, cols)
+            y = one_hot(z, at, cols)
         else:
-            y = relaxed(z, tau)
-    _rows.store_tile(y_ptr, row, col, rows, cols, y)
+            y = relaxed(z, tau, at)
+    _short_rows.store(y_ptr, at, cols, y, COLS, UNIT)
 
 
 @triton.jit
@@ -157,40 +171,46 @@ def sample_halved_row(
 
 
 @triton.jit
+def sensitivities(y, dy, inner):
+    """-d(y) / d(log tau) * dy, of which 0 * log(0) is 0, as y."""
+    return y * (inner - dy) * _philox.log(tl.where(y < SMALLEST, SMALLEST, y))
+
+
+@triton.jit
 def sensitivity(y, dy, inner):
     """Sums over columns of -d(y) / d(log tau) * dy, of which 0 * log(0) is 0: (ROWS,)."""
-    return -tl.sum(y * (dy - inner[:, None]) * _philox.log(tl.where(y < SMALLEST, SMALLEST, y)), 1)
+    return tl.sum(sensitivities(y, dy, inner[:, None]), 1)
 
 
-@triton.jit(do_not_specialize=["rows", "row_offset"])
+@triton.jit(do_not_specialize=["rows", "row_offset", "cols", "grad_stride", "row_stride"])
 def differentiate_rows(
     grad_ptr,  # (rows, cols) by y
     saved_ptr,  # (rows, cols): y, or logits if HARD
     out_ptr,  # out: (rows, cols), contiguous, by the logits
     part_ptr,  # out: (rows,) float32 by tau, if NEED_TAU
     tau_ptr, seed_ptr,
-    rows: tl.int64, row_offset: tl.int64, cols, grad_stride, grad_col, row_stride, col_stride,
+    rows: tl.int64, row_offset: tl.int64, cols, grad_stride, row_stride, grad_col, col_stride,
     HARD: tl.constexpr, NEED_TAU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    """Gradients of ROWS rows, which fit into COLS columns."""
-    row = _rows.row_numbers(ROWS)
-    col = tl.arange(0, COLS)
+    """Gradients of each row that a tile holds."""
+    cols, grad_stride, row_stride = cols * UNIT, grad_stride * UNIT, row_stride * UNIT
+    at = _short_rows.place(rows, cols, ROWS, COLS)
     tau = tl.load(tau_ptr)
     if HARD:
-        z = perturbed(
-            saved_ptr, tl.load(seed_ptr), row, row_offset, 0, rows, cols, row_stride, col_stride,
-            COLS,
+        z = perturbed_pieces(
+            saved_ptr, tl.load(seed_ptr), at, row_offset, row_stride, col_stride, COLS, UNIT
         )
-        y = relaxed(z, tau)
+        y = relaxed(z, tau, at)
     else:
-        y = _rows.load_tile(saved_ptr, row, col, rows, cols, row_stride, col_stride, 0.0)
-    dy = _rows.load_tile(grad_ptr, row, col, rows, cols, grad_stride, grad_col, 0.0)
-    inner = tl.sum(y * dy, 1)
+        y = _short_rows.load(saved_ptr, at, row_stride, col_stride, 0.0, COLS, UNIT)
+    dy = _short_rows.load(grad_ptr, at, grad_stride, grad_col, 0.0, COLS, UNIT)
+    inner = _short_rows.of_rows(y * dy, at, "sum")[:, None]
     factor = inverse(tau)
-    dx = y * (dy - inner[:, None]) * factor
-    _rows.store_tile(out_ptr, row, col, rows, cols, dx)
+    _short_rows.store(out_ptr, at, cols, y * (dy - inner) * factor, COLS, UNIT)
     if NEED_TAU:
-        tl.store(part_ptr + row, sensitivity(y, dy, inner) * factor, mask=row < rows)
+        part = _short_rows.of_rows(sensitivities(y, dy, inner), at, "sum")
+        tl.store(part_ptr + at[0], part * factor, mask=_short_rows.first_pieces(at))
 
 
 def _blocks():
@@ -222,18 +242,21 @@ def gumbel_softmax(
         x = _rows.as_rows(logits, dim)
         rows, cols = x.shape
         y = x.new_empty(rows, cols)
-        if y.numel():
-            tile = _rows.choose_tile(cols, arch)
-            arguments = x, y, tau, seed, rows, row_offset, cols, *x.stride()
-            if cols <= tile.cols:
-                sample_rows[(triton.cdiv(rows, tile.rows),)](
-                    *arguments, HARD=hard, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
-                )
-            elif not hard and cols <= 2 * _rows.longest(cols):
-                tile = _rows.choose_tile(cols, arch, _rows.longest(cols))
-                sample_halved_row[(rows,)](*arguments, COLS=tile.cols, num_warps=tile.warps)
-            else:
-                _blocks().sample(x, y, tau, seed, row_offset, hard, tile)
+        tile = _short_rows.choose_tile(rows, cols, x.stride()[:1], arch)
+        if tile is not None and y.numel():
+            sample_rows[(tile.programs,)](
+                x, y, tau, seed, rows, row_offset, *tile.units(cols, x.stride(0)), x.stride(1),
+                HARD=hard, **tile.constants(),
+            )
+        elif y.numel() and not hard and cols <= 2 * _rows.longest(cols):
+            wide = _rows.choose_tile(cols, arch, _rows.longest(cols))
+            sample_halved_row[(rows,)](
+                x, y, tau, seed, rows, row_offset, cols, *x.stride(), COLS=wide.cols,
+                num_warps=wide.warps,
+            )
+        elif y.numel():
+            wide = _rows.choose_tile(cols, arch, _rows.BLOCK)
+            _blocks().sample(x, y, tau, seed, row_offset, hard, wide)
         return _rows.from_rows(y, logits, dim)
 
 
@@ -261,22 +284,20 @@ def gumbel_softmax_backward(
         x, dy = _rows.as_rows(saved, dim), _rows.as_rows(grad, dim)
         rows, cols = x.shape
         out = x.new_empty(rows, cols)
-        tile = _rows.choose_tile(cols, arch)
-        if need_tau and tile.cols > LONGEST_WITH_TAU:
-            tile = _rows.choose_tile(cols, arch, _rows.BLOCK)
-        whole = cols <= tile.cols
-        blocks = 1 if whole else triton.cdiv(cols, tile.cols)
+        strides = dy.stride(0), x.stride(0)
+        tile = _short_rows.choose_tile(rows, cols, strides, arch)
+        if need_tau and cols > LONGEST_WITH_TAU:
+            tile = None
+        blocks = 1 if tile is not None else triton.cdiv(cols, _rows.BLOCK)
         parts = x.new_zeros(rows * blocks if need_tau else 0, dtype=torch.float32)
-        if out.numel():
-            arguments = tau, seed, rows, row_offset, cols, *dy.stride(), *x.stride()
-            if whole:
-                differentiate_rows[(triton.cdiv(rows, tile.rows),)](
-                    dy, x, out, parts, *arguments, HARD=hard, NEED_TAU=need_tau, ROWS=tile.rows,
-                    COLS=tile.cols, num_warps=tile.warps,
-                )
-            else:
-                _blocks().differentiate(
-                    dy, x, out, parts if need_tau else None, tau, seed, row_offset, hard, tile
-                )
+        if tile is not None and out.numel():
+            differentiate_rows[(tile.programs,)](
+                dy, x, out, parts, tau, seed, rows, row_offset, *tile.units(cols, *strides),
+                dy.stride(1), x.stride(1), HARD=hard, NEED_TAU=need_tau, **tile.constants(),
+            )
+        elif out.numel():
+            wide = _rows.choose_tile(cols, arch, _rows.BLOCK)
+            of_tau = parts if need_tau else None
+            _blocks().differentiate(dy, x, out, of_tau, tau, seed, row_offset, hard, wide)
         d_tau = parts.sum(dtype=torch.float64).to(tau.dtype) if need_tau else tau.new_empty(0)
         return _rows.from_rows(out, saved, dim), d_tau

@@ -12,7 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 import tilewise as tw
 from tests.triton_tools.checker import checked
-from tilewise.kernels import _gumbel_blocks, _philox, _rows
+from tilewise.kernels import _gumbel_blocks, _philox, _rows, _short_rows
 from tilewise.kernels import gumbel_softmax as kernels
 from tilewise.reference import _philox as reference
 
@@ -127,15 +127,14 @@ def test_a_row_has_the_same_bits_in_every_tile(monkeypatch):
 def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
     wide = torch.randn(rows, 2 * cols + 1).to(dtype)
     x, dy = wide[:, ::2][:, :cols], torch.randn(1, cols).to(dtype).expand(rows, -1)
-    longest = _rows.longest(cols)
     forward = {kernels.sample_rows: ["y_ptr"]}
     backward = {kernels.differentiate_rows: ["out_ptr", "part_ptr"]}
-    if cols > longest:
+    if _short_rows.choose_tile(rows, cols, x.stride()[:1], "interpreter") is None:
         forward = {
             _gumbel_blocks.measure_blocks: ["top_ptr", "index_ptr", "total_ptr"],
             _gumbel_blocks.sample_blocks: ["y_ptr"],
         }
-        if not hard and cols <= 2 * longest:
+        if not hard and cols <= 2 * _rows.longest(cols):
             forward = {kernels.sample_halved_row: ["y_ptr"]}
     if cols > kernels.LONGEST_WITH_TAU:
         backward = {
@@ -149,6 +148,36 @@ def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
     with checked(backward) as launches:
         gradients(dy, x if hard else y, hard=hard)
     assert len(launches) == len(backward)
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_any_width_are_taken_whole(dtype, hard):
+    """Each number of pieces, aligned and not: rows of a tile do not mix, nor does their noise."""
+    outputs = {kernels.sample_rows: ["y_ptr"], kernels.differentiate_rows: ["out_ptr", "part_ptr"]}
+    for cols in (1, 4, 5, 17, 33, 64, 65, 128, 300, 640, 1030, 2064, 4112):
+        x, dy = (torch.randn(5, cols).to(dtype) for _ in range(2))
+        with checked(outputs) as launches:
+            y = sample(x, 0.5, row_offset=-2, hard=hard)
+            ours, d_tau = gradients(dy, x if hard else y, 0.5, row_offset=-2, hard=hard)
+        assert len(launches) == 1 + (cols <= kernels.LONGEST_WITH_TAU)
+        z = (x.double() + reference.gumbel(seed_of(3), 5, cols, -2)).mul(2)
+        soft = z.softmax(1)
+        expected = torch.eye(cols)[z.argmax(1)] if hard else soft
+        rounding = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(y.double(), expected.double(), rtol=rounding, atol=1e-6)
+        soft = soft if hard else y.double()
+        inner = soft * (dy - (soft * dy).sum(1, keepdim=True)) * 2
+        torch.testing.assert_close(ours.double(), inner, rtol=rounding, atol=4 * rounding)
+
+
+def test_a_row_has_the_same_bits_beside_any_others():
+    """Whatever piece of a tile its first one is."""
+    for cols in (20, 300):
+        x = torch.randn(60, cols)
+        y = sample(x)
+        for first in (1, 7, 50):
+            assert torch.equal(sample(x[first:], row_offset=first), y[first:])
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])

@@ -11,8 +11,6 @@ from benchmarks.harness.measure import ROOT
 # Over all sizes of one dtype: three sizes of a tile, and whether rows and columns fill the largest;
 # or how D is aligned.
 MOST = 4
-# Rows that are taken whole have a tile of the next power of two of their columns.
-BY_COLUMNS = {"sample_rows": 6, "select_from_rows": 6}
 
 
 def lines(*arguments: str) -> list[list[str]]:
@@ -31,7 +29,7 @@ def test_few_binaries_for_all_sizes(arch):
     found = lines("--arch", arch)
     assert len({op for op, *_ in found}) == 9
     for _, kernel, count in found:
-        assert int(count) <= BY_COLUMNS.get(kernel, MOST), kernel
+        assert int(count) <= MOST, kernel
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ PROCESSORS = {"aligned": 1, "masked": 1, "small": 10**9, "few": 1}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDTHS = {"aligned": 64, "masked": 61}  # of rows that no matrix product pads
 # Of rows that random ops take whole, in two halves or in blocks.
-LONG = (32, 1000, 8192, 16384, 50257)
+LONG = (32, 1000, 1024, 8192, 16384, 50257)
 
 
 def as_on(shapes: str, call: Callable, *arguments) -> None:
@@ -208,7 +208,8 @@ def gumbel_argmax(arch: str) -> Cases:
         kernels.gumbel_argmax.gumbel_argmax(x, seed, len(x) ** 5, 1, k, True)
 
     cases = [(name, cols, 1) for name in ("bfloat16", "float32") for cols in LONG]
-    cases += [("float32", cols, k) for cols, k in ((32, 4), (1000, 4), (8192, 4), (8192, 100))]
+    some = (32, 4), (1000, 4), (1024, 4), (8192, 4), (8192, 100)
+    cases += [("float32", cols, k) for cols, k in some]
     for name, cols, k in cases:
         yield f"{name} {cols} top-{k}", [
             functools.partial(call, x, k) for x in rows_of_zeros(cols, DTYPES[name])

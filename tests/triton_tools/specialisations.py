@@ -20,7 +20,7 @@ ROWS = (1, 5, 64, 128, 100, 1000, 1024, 3000, 4096)
 PAIRS = [(n, n) for n in ROWS] + [(1, 1000), (1000, 1), (128, 1024), (100, 4096), (4096, 129)]
 DEPTHS = (64, 96, 100, 512)
 SEARCHES = [(n, k) for n in (1, 64, 100, 1000, 4096) for k in (64, 512, 1000, 8192)]
-COLUMNS = (5, 64, 100, 1000, 1024, 4096, 5000, 16384, 50257)
+COLUMNS = (1, 2, 5, 16, 64, 100, 1000, 1024, 3000, 4096, 5000, 8192, 16384, 50257)
 
 Calls = Iterator[tuple[tuple, Callable[[], object]]]  # sizes, and a call
 
@@ -86,7 +86,7 @@ def gaussian_sample() -> Calls:
     from tests.triton_tools.cases import kernels
 
     seed = torch.zeros((), dtype=torch.int64)
-    for rows, cols in itertools.product((1, 7, 64), COLUMNS):
+    for rows, cols in itertools.product((1, 7, 64), COLUMNS[1:]):  # one column is a fifth
         x = torch.zeros(rows, cols)
         yield (rows, cols), functools.partial(
             kernels.gaussian_sample.gaussian_sample, x, x, seed, 0, -30.0, 20.0
