@@ -211,6 +211,8 @@ def brute_shares(
 def merge_lists(
     key_ptr, nearest_ptr,  # (H, rows, shares, TOPK) int64 and int32, EMPTY where there is no code
     mask_ptr,  # (H, rows) uint8, if HAS_MASK
+    left_ptr,  # (H, rows, shares) uint8; or None
+    all_left_ptr,  # out: (H, rows) uint8, the least of these
     index_ptr, distance_ptr,  # out: (H, rows, TOPK) int64 and float32
     rows, shares, mask_stride, out_stride,
     TOPK: tl.constexpr, SLOTS: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -224,6 +226,7 @@ def merge_lists(
     if HAS_MASK:
         found = tl.load(mask_ptr + head * mask_stride + row, mask=inside, other=0) != 0
     keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
+    left = tl.full((ROWS,), 1, tl.uint8)
     slot = tl.arange(0, SHARES * SLOTS)[None, :]
     for first in range(0, shares, SHARES):
         share = first + slot // SLOTS
@@ -232,5 +235,11 @@ def merge_lists(
         key = tl.load(key_ptr + at, mask=keep, other=EMPTY)
         code = tl.load(nearest_ptr + at, mask=keep, other=NO_CODE)
         keys, nearest = insert_all(keys, nearest, key, code, key < EMPTY, TOPK)
+        if left_ptr is not None:
+            at = (head * rows + row[:, None]) * shares + share
+            some = tl.load(left_ptr + at, mask=inside[:, None] & (share < shares), other=1)
+            left = tl.minimum(left, tl.min(some, 1))
+    if left_ptr is not None:
+        tl.store(all_left_ptr + head * rows + row, left, mask=inside)
     out = head * out_stride + row[:, None].to(tl.int64) * TOPK
     store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found, inside, TOPK)

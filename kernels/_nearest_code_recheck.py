@@ -11,6 +11,7 @@ from tilewise.kernels._nearest_code_exact import (
     insert_all,
     lane_sum,
     store_lists,
+    store_share,
     to_key,
 )
 from tilewise.kernels._nearest_code_filter import BOUNDS, LIMITS, first_code
@@ -144,7 +145,7 @@ def score_bounds(minima_ptr, bounds, limits_ptr, group, groups):
 
 # Sizes are not specialised on: every batch runs the same binary.
 @triton.jit(
-    do_not_specialize=["rows", "padded", "codes", "groups", "mask_stride", "out_stride"]
+    do_not_specialize=["rows", "padded", "codes", "groups", "share", "mask_stride", "out_stride"]
 )
 def recheck(
     x_ptr,  # (H, rows, dim), unit stride in a row
@@ -156,16 +157,23 @@ def recheck(
     minima_ptr,  # (H, padded, groups) float32
     bounds_ptr,  # (H, BOUNDS, padded) float32
     limits_ptr,  # (H, LIMITS, groups) float32
-    index_ptr, distance_ptr,  # out: (H, rows, TOPK) int64 and float32
-    left_ptr,  # out: (H, rows) uint8: 1 where `brute` is to do the row
-    rows, padded, codes, groups, dim,
+    index_ptr, distance_ptr,  # out: (H, rows, TOPK) int64 and float32; None: lists of shares
+    key_ptr, nearest_ptr,  # out: what `merge_lists` takes; or None
+    left_ptr,  # out: (H, rows, shares) uint8: 1 where `brute` is to do the row
+    rows, padded, codes, groups, share,  # groups of a program
+    dim,
     x_head_stride, x_stride, code_head_stride, code_stride, mask_stride, out_stride,
     sum_error, underflow,
     METRIC: tl.constexpr, TOPK: tl.constexpr, SLOTS: tl.constexpr, HAS_MASK: tl.constexpr,
     TILE_N: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):
-    """The nearest codes of ROWS rows, out of the groups that the bounds leave over."""
+    """The nearest codes of ROWS rows, out of a share's groups that the bounds leave over.
+
+    In a share without a finite upper bound all groups are searched, but for infinite lower bounds:
+    where another share has a finite upper one these groups hold nothing, and where none has the
+    row is left to `brute`.
+    """
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -190,7 +198,9 @@ def recheck(
     # TOPK groups have an upper bound of `limit` or less, so TOPK codes have such a distance. Groups
     # are taken in GROUPS classes, so the limit of a list of several may be a little too high.
     least = tl.full((ROWS, GROUPS), float("inf"), tl.float32)
-    for g in range(0, groups, GROUPS):
+    begin = tl.program_id(2) * share
+    end = min(begin + share, groups)  # but for the last, a multiple of GROUPS
+    for g in range(begin, end, GROUPS):
         group = g + tl.arange(0, GROUPS)
         lower, upper = score_bounds(minima_ptr, bounds, limits_ptr, group, groups)
         least = tl.minimum(least, upper)
@@ -200,24 +210,30 @@ def recheck(
         limit = tl.min(least, 1)
     found = wanted & (limit < float("inf"))
     left = (wanted & ~found).to(tl.uint8)
-    tl.store(left_ptr + head * rows + row, left, mask=inside)
+    at = (head * rows + row) * tl.num_programs(2) + tl.program_id(2)
+    tl.store(left_ptr + at, left, mask=inside)
+    searched = found
+    if index_ptr is None:
+        searched = wanted & (c < float("inf"))
 
     x_norm = tl.zeros((ROWS,), tl.float64)
-    every = found
+    every = searched
     if METRIC != "l2":
         # All codes are equally far from a row of zeros, unless they are not finite.
         x_norm = tl.load(x_norm_ptr + head * padded + row)
         slot = tl.arange(0, SLOTS)
         bias = tl.load(bias_ptr + head * groups * SIZE + slot, mask=slot < TOPK, other=0.0)
         broken = tl.sum((bias == float("inf")).to(tl.int32))
-        every = found & (tl.where(x_norm > 0, 1, broken) > 0)
+        every = searched & (tl.where(x_norm > 0, 1, broken) > 0)
 
     keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
-    for g in range(0, groups, GROUPS):
+    for g in range(begin, end, GROUPS):
         group = g + tl.arange(0, GROUPS)
         lower, upper = score_bounds(minima_ptr, bounds, limits_ptr, group, groups)
         early = first_code(group, TILE_N, SIZE) < TOPK
-        todo = found[:, None] & (group < groups)[None, :] & ~(lower > limit[:, None])
+        todo = searched[:, None] & (group < groups)[None, :] & ~(lower > limit[:, None])
+        if index_ptr is None:
+            todo = todo & (lower != float("inf"))
         todo = todo & (every[:, None] | early[None, :])
         more = tl.max(todo.to(tl.int32))
         while more > 0:
@@ -231,8 +247,12 @@ def recheck(
             )
             more = tl.max(todo.to(tl.int32))
     place = tl.arange(0, SLOTS)[None, :]
-    first = unknown[:, None] & (place < TOPK)
+    first = unknown[:, None] & (place < TOPK) & (tl.program_id(2) == 0)
     nan = to_key(tl.full((1, 1), float("nan"), tl.float64))
     keys, nearest = tl.where(first, nan, keys), tl.where(first, place, nearest)
-    out = head * out_stride + row[:, None].to(tl.int64) * TOPK
-    store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found | unknown, inside, TOPK)
+    if index_ptr is None:
+        store_share(keys, nearest, key_ptr, nearest_ptr, head, row, inside, rows, TOPK)
+    else:
+        out = head * out_stride + row[:, None].to(tl.int64) * TOPK
+        known = found | unknown
+        store_lists(keys, nearest, index_ptr + out, distance_ptr + out, known, inside, TOPK)

@@ -44,6 +44,7 @@ SMALL = {"interpreter": 0}
 DEFAULT_SMALL = 2**24
 ALONE = 2**15  # products of a row that one program makes alone: another launch costs more
 SHARED = 8  # programs of `brute_shares` on a processor
+STEPS = 4  # of `recheck`, at least: a share of 8,192 codes
 LONGEST_SHARED = 16  # longer lists are not merged
 MERGED = 64  # codes that `merge_lists` looks at, at a time
 WIDEST = 2**20  # D from which bounds prove nothing
@@ -172,20 +173,32 @@ def launch_filter(
     return minima
 
 
+def groups_of(rows: int, groups: int, k: int, plan: Plan, processors: int) -> int:
+    """Groups that a program of `recheck` bounds, like `share_of`; at least STEPS times."""
+    if k > LONGEST_SHARED:
+        return groups
+    step = plan.blocks.recheck_groups
+    each = triton.cdiv(rows * triton.cdiv(groups, step), SHARED * processors)
+    return min(max(each, STEPS) * step, groups)
+
+
 def launch_recheck(
     x: Tensor, codebook: Tensor, metric: str, mask: Tensor | None, packed: Packed,
     norm: Tensor | None, bounds: Tensor, minima: Tensor, index: Tensor, distances: Tensor,
-    plan: Plan,
-) -> Tensor:
+    plan: Plan, warmup: bool = False,
+) -> Tensor | None:
     """Fills index and distances; returns which rows are left to `brute`, (H, N) uint8."""
     blocks = plan.blocks
     heads, rows, dim = x.shape
-    k = index.shape[2]
-    left = x.new_empty(heads, rows, dtype=torch.uint8)
-    recheck[(triton.cdiv(rows, blocks.recheck_rows), heads)](
+    groups, k = minima.shape[2], index.shape[2]
+    share = groups_of(heads * rows, groups, k, plan, _common.processors(x.device, plan.arch))
+    shares = triton.cdiv(groups, share)
+    keys, nearest = lists(index, shares) if shares > 1 else (None, None)
+    left = x.new_empty(heads, rows, shares, dtype=torch.uint8)
+    recheck.run(
         x, codebook, mask, norm, packed.norm, packed.bias, minima, bounds, packed.limits,
-        index, distances, left,
-        rows, minima.shape[1], codebook.shape[1], minima.shape[2], dim,
+        *((index, distances) if keys is None else (None, None)), keys, nearest, left,
+        rows, minima.shape[1], codebook.shape[1], groups, share, dim,
         *strides(x), *strides(codebook),
         0 if mask is None else mask.stride(0), index.stride(0),
         (dim + 32) * 2.0**-23, dim * 2.0**-126,
@@ -193,8 +206,11 @@ def launch_recheck(
         TILE_N=plan.tile.cols, SIZE=GROUP_SIZE, ROWS=blocks.recheck_rows,
         GROUPS=blocks.recheck_groups, WIDTH=blocks.recheck_width,
         num_warps=blocks.recheck_warps, **plan.options,
+        grid=(triton.cdiv(rows, blocks.recheck_rows), heads, shares), warmup=warmup,
     )
-    return left
+    if keys is None or nearest is None:
+        return left.view(heads, rows)
+    return launch_merge(keys, nearest, mask, left, index, distances, plan, warmup)
 
 
 def lists(index: Tensor, shares: int) -> tuple[Tensor, Tensor]:
@@ -204,20 +220,22 @@ def lists(index: Tensor, shares: int) -> tuple[Tensor, Tensor]:
 
 
 def launch_merge(
-    keys: Tensor, nearest: Tensor, mask: Tensor | None, index: Tensor, distances: Tensor,
-    plan: Plan, warmup: bool = False,
-) -> None:
-    """Fills index and distances from lists of shares of the codes."""
+    keys: Tensor, nearest: Tensor, mask: Tensor | None, left: Tensor | None, index: Tensor,
+    distances: Tensor, plan: Plan, warmup: bool = False,
+) -> Tensor | None:
+    """Fills index and distances from lists of shares of the codes; returns what all have left."""
     blocks = plan.blocks
     heads, rows, k = index.shape
     slots = triton.next_power_of_2(k)
+    all_left = None if left is None else left.new_empty(heads, rows)
     merge_lists.run(
-        keys, nearest, mask, index, distances, rows, keys.shape[2],
+        keys, nearest, mask, left, all_left, index, distances, rows, keys.shape[2],
         0 if mask is None else mask.stride(0), index.stride(0),
         TOPK=k, SLOTS=slots, HAS_MASK=mask is not None, ROWS=blocks.recheck_rows,
         SHARES=max(MERGED // slots, 1), num_warps=blocks.recheck_warps,
         grid=(triton.cdiv(rows, blocks.recheck_rows), heads), warmup=warmup,
     )
+    return all_left
 
 
 def share_of(rows: int, codes: int, dim: int, k: int, plan: Plan, processors: int) -> int:
@@ -252,7 +270,7 @@ def launch_brute(
             x, codebook, mask, keys, nearest, rows, codes, share, dim,
             *strides(x), *strides(codebook), mask_stride, **options, grid=(*programs, shares),
         )
-        launch_merge(keys, nearest, mask, index, distances, plan, warmup)
+        launch_merge(keys, nearest, mask, None, index, distances, plan, warmup)
         return
     brute.run(
         x, codebook, mask, left, index, distances, rows, codes, dim,
@@ -280,7 +298,11 @@ def search(
     # What a smaller batch launches instead is compiled now.
     for tile in plan.tiles[plan.tiles.index(plan.tile) + 1 :]:
         launch_filter(z, bounds, packed, plan.of(tile), warmup=True)
-    launch_brute(x, codebook, metric, mask, None, *rest, warmup=True)
+    one = slice(None), slice(1)
+    single = codebook, metric, None if mask is None else mask[one]
+    some = index[one], distances[one], plan
+    launch_recheck(x[one], *single, packed, norm, bounds, minima, *some, warmup=True)
+    launch_brute(x[one], *single, None, *some, warmup=True)
 
 
 def chunks(heads: int, rows: int, packed: Packed | None, tile: Tile) -> Iterator[tuple]:

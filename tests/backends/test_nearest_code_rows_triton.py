@@ -10,11 +10,16 @@ from triton.runtime.jit import JITFunction
 
 import tilewise as tw
 from tests.ops.test_nearest_code import METRICS, assert_same
+from tests.triton_tools.checker import checked
 from tests.triton_tools.launches import counted
-from tilewise.kernels import _common
+from tilewise.kernels import _common, _nearest_code_plan
 from tilewise.kernels import nearest_code as kernels
+from tilewise.kernels._nearest_code_exact import merge_lists
+from tilewise.kernels._nearest_code_recheck import recheck
 from tilewise.reference.nearest_code import NearestCode
 
+SHARES = ["key_ptr", "nearest_ptr", "left_ptr"]
+ALL_MERGED = ["index_ptr", "distance_ptr", "all_left_ptr"]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -44,7 +49,8 @@ def test_few_rows_have_many_programs(rows, codes, dim):
     programs = programs_of(rows, codes, dim)
     if "filter_tile" in programs:
         assert rows > 4 and rows * codes * dim > kernels.DEFAULT_SMALL
-        assert programs["filter_tile"] >= codes // 128 and programs["recheck"] == rows
+        assert programs["filter_tile"] >= codes // 128
+        assert programs["recheck"] >= min(rows * codes // 2**13, 132)
     elif codes * dim > kernels.ALONE:
         assert programs["brute_shares"] >= min(-(-rows // 4) * codes // 32, 4 * 132)
     else:
@@ -66,6 +72,42 @@ def test_shares_of_codes_are_merged(monkeypatch, metric, k):
     assert_same(NearestCode(*(part[0] for part in found)), exact)
     plan = kernels.plan_for("interpreter", k)
     assert (kernels.share_of(9, 420, 6, k, plan, 2) < 420) == (k <= 16)
+
+
+@pytest.fixture
+def shared_groups(monkeypatch):
+    """Shares of 4 groups, 64 codes."""
+    blocks = _nearest_code_plan.INTERPRETER_BLOCKS._replace(recheck_groups=4)
+    monkeypatch.setattr(_nearest_code_plan, "INTERPRETER_BLOCKS", blocks)
+    monkeypatch.setattr(kernels, "STEPS", 1)
+    monkeypatch.setattr(kernels, "SHARED", 64)
+
+
+SPOILT = {
+    "plain": lambda codes: codes,
+    "equal": lambda codes: codes.index_fill(1, torch.arange(60, 200), 0.0),
+    "a share of NaN": lambda codes: codes.index_fill(1, torch.arange(64, 130), NAN),
+    "a share of infinities": lambda codes: codes.index_fill(1, torch.arange(64), INF),
+    "the first NaN": lambda codes: codes.index_fill(1, torch.tensor([0, 70]), NAN),
+    "huge": lambda codes: codes.index_fill(1, torch.arange(64, 200), 3e38),
+    "all NaN": lambda codes: codes * NAN,
+}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("metric", METRICS)
+def test_shares_of_groups_are_merged(shared_groups, metric, spoil, k):
+    """Rows of zeros, with NaN, with infinities, that overflow, and one that is masked."""
+    x, codebook = torch.randn(1, 12, 6), SPOILT[spoil](torch.randn(1, 260, 6))
+    x[0, 2], x[0, 3, 1], x[0, 5, 0], x[0, 6], x[0, 7] = 0, NAN, INF, 3e38, codebook[0, 250]
+    mask = torch.arange(12)[None] != 4
+    with checked({recheck: SHARES, merge_lists: ALL_MERGED}) as seen:
+        found = kernels.nearest_code(x, codebook, metric, k, mask, None)
+    assert [launch.kernel for launch in seen] == ["recheck", "merge_lists"]
+    assert seen[0].arguments["key_ptr"].shape == (1, 12, 5, k)
+    exact = tw.reference.nearest_code(x[0], codebook[0], metric, k, mask[0])
+    assert_same(NearestCode(*(part[0] for part in found)), exact)
 
 
 @pytest.mark.parametrize("rows, size", [(1, "few"), (16, "few"), (17, "small"), (65, "large")])

@@ -141,25 +141,34 @@ def itc_loss(arch: str) -> Cases:
             ]
 
 
+# How codes are searched: filtered, or all distances computed, by one program for a row or several.
+WAYS = {"": (0, 0), " all": (2**62, 2**62), " shared": (2**62, 0)}
+
+
 def nearest_code(arch: str) -> Cases:
     """Every dtype, and what adds most to it: norms and lists."""
-    def call(rows, codes, width, dtype, metric, k, masked, small):
-        x, codebook = (torch.zeros(1, n, width, dtype=dtype) for n in (rows, max(codes, k)))
-        mask = torch.ones(1, rows, dtype=torch.bool) if masked else None
-        with mock.patch.object(kernels.nearest_code, "DEFAULT_SMALL", small):
+    def call(rows, codes, shapes, dtype, metric, k, way):
+        width, codes = WIDTHS.get(shapes, 64), max(codes, k) * (40 if shapes == "few" else 1)
+        x, codebook = (torch.zeros(1, n, width, dtype=dtype) for n in (rows, codes))
+        mask = torch.ones(1, rows, dtype=torch.bool) if shapes == "masked" else None
+        small, alone = WAYS[way]
+        with mock.patch.multiple(  # and whose groups can be shared out are
+            kernels.nearest_code, DEFAULT_SMALL=small, ALONE=alone, STEPS=1, SHARED=10**6
+        ):
             kernels.nearest_code.nearest_code(x, codebook, metric, k, mask, None)
 
-    cases = [(name, shapes, "l2", 1) for name in DTYPES for shapes in SIZES]
-    cases += [("float32", shapes, "l2", 1) for shapes in ("small", "few")]
-    lists = [("float16", "masked", "dot", 2), ("float32", "masked", "cosine", 16)]
-    cases = [(*case, 0) for case in cases + lists]  # filtered; or all distances
-    cases += [(*case, 2**62) for case in [("float32", "aligned", "l2", 1), *lists]]
-    for name, shapes, metric, k, small in cases:
-        masked = shapes == "masked"
-        arguments = WIDTHS.get(shapes, 64), DTYPES[name], metric, k, masked, small
+    cases = [(name, shapes, "l2", 1, "") for name in DTYPES for shapes in SIZES]
+    cases += [("float32", "small", "l2", 1, ""), ("float32", "few", "l2", 1, "")]
+    cases += [("float16", "few", "dot", 2, "")]
+    for way in WAYS:
+        cases += [("float16", "masked", "dot", 2, way), ("float32", "masked", "cosine", 16, way)]
+        cases += [("float32", "aligned", "l2", 1, way)] if way else []
+    for name, shapes, metric, k, way in cases:
+        sizes = [(77, 96), (75, 161)] if (shapes, way) == ("masked", " shared") else TILES[shapes]
         top = f" top-{k}" if k > 1 else ""
-        yield f"{name} {shapes} {metric}{top}{' all' if small else ''}", [
-            functools.partial(as_on, shapes, call, *size, *arguments) for size in TILES[shapes]
+        yield f"{name} {shapes} {metric}{top}{way}", [
+            functools.partial(as_on, shapes, call, *size, shapes, DTYPES[name], metric, k, way)
+            for size in sizes
         ]
 
 

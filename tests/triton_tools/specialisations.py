@@ -19,7 +19,7 @@ import torch
 ROWS = (1, 5, 64, 128, 100, 1000, 1024, 3000, 4096)
 PAIRS = [(n, n) for n in ROWS] + [(1, 1000), (1000, 1), (128, 1024), (100, 4096), (4096, 129)]
 DEPTHS = (64, 96, 100, 512)
-SEARCHES = [(n, k) for n in (1, 64, 100, 1000, 4096) for k in (64, 512, 1000, 8192)]
+SEARCHES = [(n, k) for n in (1, 64, 100, 1000, 4096) for k in (64, 512, 1000, 8192, 32768)]
 COLUMNS = (1, 2, 5, 16, 64, 100, 1000, 1024, 3000, 4096, 5000, 8192, 16384, 50257)
 
 Calls = Iterator[tuple[tuple, Callable[[], object]]]  # sizes, and a call
