@@ -226,7 +226,7 @@ def merge_lists(
     if HAS_MASK:
         found = tl.load(mask_ptr + head * mask_stride + row, mask=inside, other=0) != 0
     keys, nearest = empty_lists(ROWS, SLOTS, TOPK)
-    left = tl.full((ROWS,), 1, tl.uint8)
+    left = tl.full((ROWS,), 1, tl.int32)
     slot = tl.arange(0, SHARES * SLOTS)[None, :]
     for first in range(0, shares, SHARES):
         share = first + slot // SLOTS
@@ -238,8 +238,8 @@ def merge_lists(
         if left_ptr is not None:
             at = (head * rows + row[:, None]) * shares + share
             some = tl.load(left_ptr + at, mask=inside[:, None] & (share < shares), other=1)
-            left = tl.minimum(left, tl.min(some, 1))
+            left = tl.minimum(left, tl.min(some.to(tl.int32), 1))
     if left_ptr is not None:
-        tl.store(all_left_ptr + head * rows + row, left, mask=inside)
+        tl.store(all_left_ptr + head * rows + row, left.to(tl.uint8), mask=inside)
     out = head * out_stride + row[:, None].to(tl.int64) * TOPK
     store_lists(keys, nearest, index_ptr + out, distance_ptr + out, found, inside, TOPK)
