@@ -100,11 +100,12 @@ std::tuple<Tensor, Tensor, Tensor> clip_block_gradients(
   return {gradients.rows, gradients.cols, d_scale};
 }
 
-std::tuple<Tensor, Tensor> clip_block_added(
-    const Tensor& image, const Tensor& text, const Tensor& logit_scale,
-    std::optional<int64_t> positives, const Tensor& image_sums, const Tensor& text_sums,
-    const Tensor& image_weight, const Tensor& text_weight, const Tensor& total, bool need_text,
-    bool need_scale) {
+std::tuple<Tensor, Tensor> clip_block_added(const Tensor& image, const Tensor& text,
+                                            const Tensor& logit_scale,
+                                            std::optional<int64_t> positives,
+                                            const Tensor& image_sums, const Tensor& text_sums,
+                                            const Tensor& image_weight, const Tensor& text_weight,
+                                            const Tensor& total, bool need_text, bool need_scale) {
   const BelowAutograd below;
   const Features features(image, text);
   const FeatureGradients gradients(features, total, need_text);

@@ -17,7 +17,7 @@ namespace tilewise {
 
 // Gradients of the features; the products of `for_tiles` add up in them.
 struct FeatureGradients {
-  at::Tensor rows, cols;  // (B, D), (N, D), or empty where not needed
+  at::Tensor rows, cols;    // (B, D), (N, D), or empty where not needed
   bool added_rows = false;  // whether `rows` holds something that they are added to
 
   FeatureGradients(const Features& features, bool need_rows, bool need_cols);

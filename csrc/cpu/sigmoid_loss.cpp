@@ -41,17 +41,19 @@ SigmoidSums run(const Features& features, const Positives& positives, double sca
 
 // The loss, and gradients by image, text, scale and bias, which are in `gradients` where they are
 // features'.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> results(
-    const Features& features, const Positives& positives, const Tensor& logit_scale,
-    const std::optional<Tensor>& logit_bias, const FeatureGradients& gradients, bool need_scale,
-    bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> results(const Features& features,
+                                                           const Positives& positives,
+                                                           const Tensor& logit_scale,
+                                                           const std::optional<Tensor>& logit_bias,
+                                                           const FeatureGradients& gradients,
+                                                           bool need_scale, bool need_bias) {
   const double scale = one_element("logit_scale", logit_scale);
   const double bias = logit_bias ? one_element("logit_bias", *logit_bias) : 0.0;
   const double inverse_count = 1.0 / std::max<int64_t>(features.rows.size(0), 1);
   const bool need_grad =
       gradients.rows.numel() || gradients.cols.numel() || need_scale || need_bias;
-  const SigmoidSums sums = run(features, positives, scale,
-                               {bias, scale * inverse_count, need_grad}, gradients);
+  const SigmoidSums sums =
+      run(features, positives, scale, {bias, scale * inverse_count, need_grad}, gradients);
   const auto options = features.options();
   return {scalar_result(sums.loss * inverse_count, options), gradients.rows, gradients.cols,
           scalar_if(need_scale, sums.dz_dot * inverse_count, options),
