@@ -1,8 +1,10 @@
 """Losses of several processes: those of one with all rows, and open_clip's own beside ours."""
 
+import ctypes
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewise as tw
+from benchmarks import distributed
 from benchmarks.baselines import eager_clip_loss, eager_info_nce, eager_sigmoid_loss
 from benchmarks.baselines.peers import open_clip_losses
 from tests.common import cross_entropy_cases
@@ -322,3 +325,33 @@ def test_killed_process_is_reported(during):
 @pytest.mark.parametrize("run", range(20))
 def test_killed_process_is_always_reported(run):
     check_killed(2 + run % 3, run % 2, ("siglip", "clip")[run // 10])
+
+
+def peak_of_step(rows: int) -> int:
+    """Bytes that a step of this process adds, of what is alive: freed memory goes back at once."""
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+    return distributed.peak("SigLIP, ring", rows, 64)
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_flat_in_the_number_of_processes():
+    alone, two, four = (max(processes().run(w, peak_of_step, 2048)) for w in (1, 2, 4))
+    assert two < 1.1 * alone and four < 1.1 * two, (alone, two, four)
+    assert max(processes().run(4, peak_of_step, 512)) < alone / 4 + 2**20
+
+
+def twice() -> tuple[Tensor, Tensor]:
+    """A gradient of a graph that is kept, before its values are overwritten, and of it again."""
+    inputs = leaves([3, 3], dist.get_rank())
+    place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    loss = 3 * tw.nn.SigLipLoss(**place)(*inputs[:4])
+    (first,) = torch.autograd.grad(loss, inputs[0], retain_graph=True)
+    kept = first.clone()
+    first.zero_()
+    return kept, torch.autograd.grad(loss, inputs[0])[0]
+
+
+def test_a_graph_that_is_kept_has_the_same_gradients_again():
+    for first, second in processes().run(2, twice):
+        assert torch.equal(first, second) and first.any()

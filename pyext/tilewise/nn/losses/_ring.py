@@ -208,6 +208,14 @@ def device_of(*features: Tensor) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+def _scaled(grad: Tensor, gradient: Tensor, of: Tensor) -> Tensor:
+    """A gradient times `grad`: where it is, if nobody will read it again."""
+    again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
+    if again or gradient.dtype != of.dtype:
+        return torch.ops.tilewise.scale_gradients(grad, [gradient], [of])[0]
+    return gradient.mul_(grad).view_as(of)
+
+
 class _Finished(torch.autograd.Function):
     """A loss whose gradients were computed with it."""
 
@@ -222,7 +230,9 @@ class _Finished(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         n, saved = len(ctx.places), ctx.saved_tensors  # checkpointing lets them be read once
-        scaled = torch.ops.tilewise.scale_gradients(grad, list(saved[:n]), list(saved[n:]))
+        scaled = [
+            _scaled(grad, x, of) for x, of in zip(saved[:n], saved[n:], strict=True)
+        ]
         result = [None] * ctx.count
         for i, x in zip(ctx.places, scaled, strict=True):
             result[i] = x
