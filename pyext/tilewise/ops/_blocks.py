@@ -28,8 +28,7 @@ def sigmoid_block(
     """
     if total is not None and needs[0]:
         if _backend.choose(image.device, image.dtype) == "cpu":
-            op = _backend.operator("sigmoid_block_added", image.device, image.dtype)
-            loss, *rest = op(image, text, scale, bias, offset, total, *needs[1:])
+            loss, *rest = torch.ops.tilewise.sigmoid_block_added(image, text, scale, bias, offset, total, *needs[1:])
             return loss, total, *rest
         loss, d_image, *rest = sigmoid_block(image, text, scale, bias, offset, needs)
         return loss, total.add_(d_image), *rest
@@ -85,10 +84,10 @@ def block_gradients(
     )  # fmt: skip
     if total is not None and needs[0]:
         if _backend.choose(image.device, image.dtype) == "cpu":
-            op = _backend.operator("clip_block_added", image.device, image.dtype)
-            return total, *op(*inputs, total, *needs[1:])
-        d_image, *rest = block_gradients(*inputs, needs)
-        return total.add_(d_image), *rest
+            d_text, d_scale = torch.ops.tilewise.clip_block_added(*inputs, total, *needs[1:])
+            return total, d_text, d_scale
+        d_image, d_text, d_scale = block_gradients(*inputs, needs)
+        return total.add_(d_image), d_text, d_scale
     op = _backend.operator("clip_block_gradients", image.device, image.dtype)
     if op is not None:
         return op(*inputs, *needs)
