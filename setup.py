@@ -197,6 +197,12 @@ def show_progress(before: int, now: int, of: int) -> int:
     return now
 
 
+def record(failure=None):
+    """What `_build.json` says of a build."""
+    python = "{}.{}".format(*sys.version_info)
+    return json.dumps({"torch": torch_version(), "python": python, "failure": failure})
+
+
 class BuildExtension(build_ext):
     def run(self):
         target = Path(self.get_ext_fullpath("tilewise._C"))
@@ -207,9 +213,7 @@ class BuildExtension(build_ext):
         except BuildError as error:
             failure = str(error)
             target.unlink(missing_ok=True)  # one of older sources would serve unnoticed
-        python = "{}.{}".format(*sys.version_info)
-        record = {"torch": torch_version(), "python": python, "failure": failure}
-        (target.parent / "_build.json").write_text(json.dumps(record))
+        (target.parent / "_build.json").write_text(record(failure))
         if failure:
             self.without_extension(failure)
 

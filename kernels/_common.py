@@ -124,7 +124,7 @@ def choose_tile(
     tiles: Mapping[tuple[str, str], Tile], defaults: Mapping[str, Tile], arch: str, kind: str
 ) -> Tile:
     """The tile for this architecture, else the default, which every architecture can run."""
-    if kind == "tf32" and not DESCRIPTORS_ROUND and arch != "interpreter":
+    if kind == "tf32" and not DESCRIPTORS_ROUND:
         return defaults[kind]  # kernels round what no descriptor does
     return tiles.get((_ALIKE.get(arch, arch), kind), defaults[kind])
 

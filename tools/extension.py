@@ -52,3 +52,4 @@ def build(folder: Path, cxx: str, suffix: str, change: Callable[[ModuleType], No
         ignore=shutil.ignore_patterns("_C.*", "__pycache__", "_build.json"),
     )
     shutil.copy2(objects / "_C.so", package / f"_C{suffix}")
+    (package / "_build.json").write_text(setup.record())

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.baselines import open_clip_loss
+from tests.common.peers import need
 from tests.common.quantizer_cases import CLOSE, rows, step
+from tilewise.receptive_field.__main__ import import_torchvision
 
 
 class Published(nn.Module):
@@ -39,7 +40,8 @@ def published(name, **settings):
         "diffusers": ("diffusers.models.autoencoders.vae", "VectorQuantizer"),
     }[name]
     if name == "diffusers":
-        open_clip_loss()  # makes torchvision importable, which diffusers needs too
+        need("diffusers", "torchvision")
+        import_torchvision()  # which diffusers needs
     try:
         return getattr(importlib.import_module(module), kind)(32, 16, beta=0.25, **settings)
     except ImportError as error:

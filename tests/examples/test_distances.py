@@ -1,14 +1,13 @@
 """The distances' example: what is exact, what has samples only, a short run."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 
-for package in ("matplotlib", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("matplotlib", "rich")
 
 from examples.common.sample_distances import mmd, sliced_wasserstein, unit_vectors  # noqa: E402
 from examples.distances import __main__ as script  # noqa: E402

@@ -1,14 +1,13 @@
 """The estimators' example: its function, its bandit, its VAE, a short run."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 
-for package in ("mlxtend", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("mlxtend", "rich")
 
 from examples import estimators  # noqa: E402
 from examples.common import estimator_cost  # noqa: E402

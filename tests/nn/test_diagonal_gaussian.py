@@ -1,6 +1,7 @@
 """DiagonalGaussian against diffusers' DiagonalGaussianDistribution."""
 
 import copy
+import importlib
 import math
 import pickle
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 import tilewise as tw
-from benchmarks.baselines import open_clip_loss
 from tests.common.contrastive_cases import DEVICE
+from tests.common.peers import need
 from tests.common.quantizer_cases import CLOSE, NoHostReads, rows
+from tilewise.receptive_field.__main__ import import_torchvision
 
 RANGE = (-30.0, 20.0)
 
@@ -26,8 +28,9 @@ def parameters(*shape, seed=0):
 
 
 def theirs(x, **settings):
-    open_clip_loss()  # makes torchvision importable, which diffusers needs
-    vae = pytest.importorskip("diffusers.models.autoencoders.vae")
+    need("diffusers", "torchvision")
+    import_torchvision()  # which diffusers needs
+    vae = importlib.import_module("diffusers.models.autoencoders.vae")
     return vae.DiagonalGaussianDistribution(x, **settings)
 
 

@@ -20,6 +20,7 @@ from benchmarks.baselines.peers import open_clip_losses
 from tests.common import cross_entropy_cases
 from tests.common.budget import assert_within_budget
 from tests.common.contrastive_cases import Case
+from tests.common.peers import need
 from tests.common.processes import OF_PROCESSES, WORLDS, processes
 from tests.ops import test_sigmoid_loss
 
@@ -151,6 +152,7 @@ def beside_open_clip(rows: list[int]) -> list[tuple]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_equal_open_clip(world):
     """Loss and gradients of each process, before any mean is taken."""
+    need("open_clip")
     for pairs in processes().run(world, beside_open_clip, EQUAL[world]):
         assert len(pairs) == len(ROUTES) + 3 * len(CLIP_OPTIONS)
         for name, ours, theirs in pairs:

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 import tilewise as tw
 from benchmarks.baselines import open_clip_loss
+from tests.common.peers import need
 
 
 @pytest.fixture(scope="module")
 def peer():
+    need("open_clip", "torchvision")
     return open_clip_loss().SigLipLoss
 
 

@@ -249,7 +249,9 @@ def test_prepared_inside_of_what_is_compiled():
 
     x, codebook = torch.randn(9, 8, device=DEVICE), torch.randn(30, 8, device=DEVICE)
     compiled = torch.compile(search, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x, codebook), search(x, codebook))
+    # As large as its codes differ: torch 2.9 wants to be told that this may be.
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        assert torch.equal(compiled(x, codebook), search(x, codebook))
 
 
 def test_prepared_codebooks_of_inference_mode(backend):

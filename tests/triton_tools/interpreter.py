@@ -7,6 +7,8 @@ rounds a fused product before it adds. It also spends two thirds of its time on 
 nothing: see shortcuts.py.
 """
 
+import functools
+
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
@@ -102,6 +104,23 @@ def _fma(self, x, y, z):
         return interpreter.TensorHandle(total.astype(np.float32), z.dtype.scalar)
 
 
+def _make_function(self, function, **options):
+    _interpreted(self, function, **options)
+    del self.run  # each had its own, which no one could replace for all
+
+
+def _run(self, *args, grid, warmup=False, **kwargs):
+    if not warmup:
+        interpreter.GridExecutor(self.rewrite(), self.arg_names, grid)(*args, **kwargs)
+
+
+if not hasattr(interpreter.InterpretedFunction, "run"):  # before Triton 3.7
+    _interpreted = interpreter.InterpretedFunction.__init__
+    interpreter.InterpretedFunction.__init__ = _make_function
+    interpreter.InterpretedFunction.run = _run
+    interpreter.InterpretedFunction.__getitem__ = lambda self, grid: functools.partial(
+        self.run, grid=grid, warmup=False
+    )
 interpreter._convert_float = _convert
 interpreter._implicit_cvt = _argument
 interpreter.InterpreterBuilder.create_descriptor_load = _load

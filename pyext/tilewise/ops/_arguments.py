@@ -8,7 +8,7 @@ from torch import Tensor
 from tilewise import _numbers
 from tilewise._numbers import between as check_between
 from tilewise._numbers import integer, seed
-from tilewise.reference._precision import accumulate_dtype
+from tilewise.reference._precision import accumulate_dtype, has_autocast
 
 __all__ = [
     "autocast", "check_between", "check_floating", "check_ids", "dimension", "features", "integer",
@@ -84,9 +84,7 @@ def autocast(*tensors):
 
 
 def _casts(device: str) -> bool:
-    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
-        return False
-    return torch.is_autocast_enabled(device)
+    return has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 def needs(*inputs: Tensor | None) -> list[bool]:

@@ -131,9 +131,10 @@ def pointwise(node: fx.Node, arguments: dict[str, Any], steps: Steps) -> None:
     steps.set(node, op(node), dims, [(s, steps.read(s, dims, mixed)) for s in sources])
 
 
-rule(
+rule(  # those of the last line have no tag in torch 2.9
     "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous",
     "detach", "alias", "to", "_to_copy", "lift_fresh", "prelu", "rrelu", "type_as", "copy",
+    "leaky_relu", "celu", "elu", "hardsigmoid", "hardtanh", "selu",
 )(pointwise)  # fmt: skip
 
 
