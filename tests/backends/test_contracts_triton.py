@@ -129,7 +129,7 @@ def chunked_problems():
                                    id=f"{contrast.op}-{problem.name}-{dtype}")
 
 
-@pytest.mark.parametrize("contrast, problem, dtype", chunked_problems())
+@pytest.mark.parametrize("contrast, problem, dtype", list(chunked_problems()))
 def test_right_over_chunks(small_chunks, contrast: Contrast, problem, dtype):
     contrast.check(problem, dtype)
 
@@ -214,7 +214,7 @@ def flags_of_gradients():
                 yield pytest.param(contrast, flags, id=f"{contrast.op}-{given}")
 
 
-@pytest.mark.parametrize("contrast, flags", flags_of_gradients())
+@pytest.mark.parametrize("contrast, flags", list(flags_of_gradients()))
 def test_only_the_gradients_asked_for(contrast: Contrast, flags):
     problem = contrast.make(33, 20, 5)
     tensors = contrast.tensors(problem, HALF)

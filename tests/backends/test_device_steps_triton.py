@@ -25,7 +25,7 @@ def with_modules_slow():
         yield pytest.param(name, marks=[pytest.mark.slow] if name.startswith("nn.") else [])
 
 
-@pytest.mark.parametrize("name", with_modules_slow())
+@pytest.mark.parametrize("name", list(with_modules_slow()))
 def test_several_chunks_like_one_and_equal_bits(name, monkeypatch):
     step = STEPS[name](70, "cpu")
     with tw.backend("triton"):

@@ -121,6 +121,7 @@ if not hasattr(interpreter.InterpretedFunction, "run"):  # before Triton 3.7
     interpreter.InterpretedFunction.__getitem__ = lambda self, grid: functools.partial(
         self.run, grid=grid, warmup=False
     )
+    interpreter.InterpretedFunction.warmup = functools.partialmethod(_run, warmup=True)
 interpreter._convert_float = _convert
 interpreter._implicit_cvt = _argument
 interpreter.InterpreterBuilder.create_descriptor_load = _load
