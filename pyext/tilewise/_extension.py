@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def _explain(error: ImportError) -> str:
     if "torch" in record:
         built = f"torch {record['torch']} (Python {record['python']})"
         running = "torch {} (Python {}.{})".format(torch.__version__, *sys.version_info)
-        if built != running:
+        # A wheel may be named 2.14.1 and say 2.14.1+cu130.
+        if _without_variant(built) != _without_variant(running):
             return (
                 f"the C++ extension was built for {built}, running {running}; "
                 f"{_command()} builds it for this one"
@@ -39,6 +41,10 @@ def _explain(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"the C++ extension is not built; {_command()} builds it"
     return f"the C++ extension does not load: {error}"
+
+
+def _without_variant(version: str) -> str:
+    return re.sub(r"\+\S+", "", version)
 
 
 def _command() -> str:

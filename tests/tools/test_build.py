@@ -201,11 +201,19 @@ def test_no_shared_code_needs_a_newer_cpu(setup):
         assert not shared, f"{path.name}: {shared}"
 
 
+# A wheel's name may lack what torch says of itself: "+cu130".
+RUNNING = {
+    "torch": torch.__version__.split("+")[0], "python": "{}.{}".format(*sys.version_info),
+    "failure": None,
+}
+
+
 @pytest.mark.parametrize("record, error, message", [
     (None, ModuleNotFoundError(), "is not built; `pip install --no-build-isolation"),
     ({"failure": "g++: not found"}, ModuleNotFoundError(), r"is not built: g\+\+: not found; when"),
     ({"torch": "2.9.1", "python": "3.11", "failure": None}, ImportError("undefined symbol"),
      r"was built for torch 2.9.1 \(Python 3.11\), running torch .*; `pip .* builds it for this"),
+    (RUNNING, ImportError("undefined symbol"), "does not load: undefined symbol"),
 ])
 def test_a_missing_extension_is_explained(tmp_path, monkeypatch, record, error, message):
     monkeypatch.setattr(_extension, "_HERE", tmp_path / "site-packages/tilewise")

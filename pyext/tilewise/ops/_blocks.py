@@ -28,7 +28,9 @@ def sigmoid_block(
     """
     if total is not None and needs[0]:
         if _backend.choose(image.device, image.dtype) == "cpu":
-            loss, *rest = torch.ops.tilewise.sigmoid_block_added(image, text, scale, bias, offset, total, *needs[1:])
+            loss, *rest = torch.ops.tilewise.sigmoid_block_added(
+                image, text, scale, bias, offset, total, *needs[1:]
+            )
             return loss, total, *rest
         loss, d_image, *rest = sigmoid_block(image, text, scale, bias, offset, needs)
         return loss, total.add_(d_image), *rest
