@@ -290,7 +290,7 @@ def extrapolate(flops: float, rate: float, dim: int, size: int) -> None:
             sent = bytes_sent(loss, world, rows, dim, size)
             total = seconds(loss, world, rows, dim, flops=flops, rate=rate, size=size)
             gathered = world * rows * dim * 2 * size
-            ring = dim * (rows * (2 * size + 2 * 4) + min(rows, LONGEST) * (3 * size + 4 * 4))
+            ring = dim * (rows * (2 * size + 2 * 4) + min(rows, LONGEST) * (4 * size + 4 * 4))
             lines.append([
                 loss, world, rows, f"{1e3 * computing:.0f}", f"{sent / 1e9:.1f}",
                 f"{1e3 * sent / rate:.0f}", f"{1e3 * total:.0f}", f"{ring / 1e6:.0f}",

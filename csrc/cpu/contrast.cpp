@@ -271,7 +271,8 @@ FeatureGradients::FeatureGradients(const Features& features, bool need_rows, boo
 FeatureGradients::FeatureGradients(const Features& features, const Tensor& total, bool need_cols)
     : FeatureGradients(features, false, need_cols) {
   TORCH_CHECK_VALUE(total.sizes() == features.rows.sizes() && total.is_contiguous(),
-                    "total: expected ", features.rows.sizes(), ", contiguous, got ", total.sizes());
+                    "total: expected ", features.rows.sizes(), ", contiguous, got ", total.sizes(),
+                    total.is_contiguous() ? "" : ", not contiguous");
   TORCH_CHECK_TYPE(total.scalar_type() == compute_type(features.rows), "total: expected ",
                    compute_type(features.rows), ", got ", total.scalar_type());
   rows = total;

@@ -1,8 +1,7 @@
 """Loads the compiled extension, which registers the C++ operators, or says why it can't."""
 
-import importlib
+import importlib.metadata
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -30,10 +29,12 @@ def _explain(error: ImportError) -> str:
             f"{_command()} builds it"
         )
     if "torch" in record:
+        python = "{}.{}".format(*sys.version_info)
         built = f"torch {record['torch']} (Python {record['python']})"
-        running = "torch {} (Python {}.{})".format(torch.__version__, *sys.version_info)
-        # A wheel may be named 2.14.1 and say 2.14.1+cu130.
-        if _without_variant(built) != _without_variant(running):
+        running = f"torch {torch.__version__} (Python {python})"
+        # A wheel may be named 2.14.1 and say 2.14.1+cu130: the build recorded its name.
+        named = f"torch {importlib.metadata.version('torch')} (Python {python})"
+        if built not in (running, named):
             return (
                 f"the C++ extension was built for {built}, running {running}; "
                 f"{_command()} builds it for this one"
@@ -41,10 +42,6 @@ def _explain(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"the C++ extension is not built; {_command()} builds it"
     return f"the C++ extension does not load: {error}"
-
-
-def _without_variant(version: str) -> str:
-    return re.sub(r"\+\S+", "", version)
 
 
 def _command() -> str:

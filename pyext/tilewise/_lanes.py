@@ -88,7 +88,7 @@ class Lane:
 class Own:
     """A process's own block, visited by parts, one for each of `rounds`, and its sums.
 
-    With `halves` the first part is visited by two.
+    With `halves` the first part is visited in two calls.
     """
 
     def __init__(self, rank: int, block: Parts, rounds: int, halves: bool):

@@ -184,9 +184,10 @@ def circulate(
 ) -> Parts:
     """Shows each process's block to every process; returns what all of them have for one's own.
 
-    The next block is on its way while the present one is visited, and so are the sums. Half of
-    one's own block (of a long one, of its first part) is visited first, while the first of the
-    others' comes; the rest after them, while sums come home.
+    The next block is on its way while the present one is visited, and so are the sums. One's own
+    block is visited first, before others arrive; with `pieces` > 1 its first part by halves, one
+    first and one after the first round; of a long block a part after each round, while sums come
+    home.
 
     Args:
         peers: the processes.
@@ -202,7 +203,7 @@ def circulate(
             "gather", each directly to each, all at once.
         pieces: into how many stretches what visits is cut, so that the sum of one goes on while the
             next is visited.
-        whole: whether a long block goes round at once, in place of by `longest` rows.
+        whole: whether a long block goes round at once, in place of by 4,096 rows (1,024 on CPUs).
         merge: adds its second argument to its first, in place; with "reduce" it must be a sum.
 
     Returns:
@@ -212,15 +213,15 @@ def circulate(
         RuntimeError: an exchange failed or timed out; the message names the ranks.
 
     Cost: for each tensor that travels, and each sum, a process sends W - 1 blocks. Long blocks go
-    round in parts of `longest` rows. Memory: some four parts of visitors and of sums at a time,
-    whatever W; with "gather", W blocks.
+    round in such parts. Memory: some four parts of visitors and of sums at a time, whatever W; with
+    "gather", W blocks.
     """
     block = tuple(x.contiguous() for x in block)
     if route == "reduce":
         return _in_turn(peers, rows, block, visit)
     if peers.size == 1:
         return visit(peers.rank, 0, *block)
-    rounds = _rounds(peers, rows, pieces, route, max(rows) if whole else longest(block[0]))
+    rounds = _rounds(peers, rows, pieces, route, max(rows) if whole else _rows_at_a_time(block[0]))
     own = Own(peers.rank, block, len(rounds), halves=pieces > 1)
     for lane in rounds[0]:
         lane.begin(block)
@@ -241,9 +242,8 @@ def circulate(
     return own.sums
 
 
-def longest(x: Tensor) -> int:
-    """How many rows of a block travel at a time."""
-    return min(LONGEST, LONGEST_ON_CPU) if x.device.type == "cpu" else LONGEST
+def _rows_at_a_time(x: Tensor) -> int:
+    return LONGEST_ON_CPU if x.device.type == "cpu" else LONGEST
 
 
 def _rounds(
@@ -256,14 +256,13 @@ def _rounds(
     steps = (1, -1) if route == "bidir" else (1,)
     ways = len(steps)
     count = max(1, -(-max(rows) // max(1, longest)))
-    # What a round leaves to be sent goes on while the next one is visited.
-    last = max(1, pieces // (ways * count))
+    each = max(1, pieces // (ways * count))
     return [
         [
             Lane(peers, rows, each, step, size - 1, ways * i + k, ways * count)
             for k, step in enumerate(steps)
         ]
-        for i, each in enumerate([1] * (count - 1) + [last])
+        for i in range(count)
     ]
 
 

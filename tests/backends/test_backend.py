@@ -125,7 +125,10 @@ def test_an_extension_that_does_not_load_is_explained():
 
 
 def test_a_binary_for_another_torch_is_refused():
-    pretend = "import torch; torch.__version__ = '1.0.0+cpu'\n"
+    pretend = (
+        "import importlib.metadata, torch\n"
+        "torch.__version__ = '1.0.0+cpu'; importlib.metadata.version = lambda name: '1.0.0'\n"
+    )
     use = "import tilewise as tw; tw.backends(); x = torch.ones(2, 2); tw.sigmoid_loss(x, x, 1)"
     child = fresh.run(pretend + use)
     assert child.returncode == 0, child.stderr

@@ -341,7 +341,8 @@ def test_memory_is_flat_in_the_number_of_processes():
     two, four, small = (
         max(processes().run(w, peak_of_step, rows)) for w, rows in ((2, 2048), (4, 2048), (4, 512))
     )
-    assert four < 1.1 * two < 20e6 and small < two / 4 + 2**20, (two, four, small)
+    assert four < two + 2**18, (two, four)  # half a block
+    assert two < 20e6 and small < two / 4 + 2**20, (two, small)
 
 
 def twice() -> tuple[Tensor, Tensor]:
@@ -358,3 +359,24 @@ def twice() -> tuple[Tensor, Tensor]:
 def test_a_graph_that_is_kept_has_the_same_gradients_again():
     for first, second in processes().run(2, twice):
         assert torch.equal(first, second) and first.any()
+
+
+def changed_in_place() -> list[bool]:
+    """A loss and its gradients are tensors of their own: nothing else sees them change."""
+    place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    found = []
+    for module, count in ((tw.nn.SigLipLoss(**place), 4), (tw.nn.ClipLoss(**place), 3)):
+        inputs = [x.detach().double().requires_grad_() for x in leaves([3, 3], place["rank"])]
+        loss = module(*inputs[:count])
+        other = loss.detach() * torch.ones((), requires_grad=True)
+        gradients = torch.autograd.grad(loss, inputs[:3])
+        other.backward()  # which kept the value that it was made of
+        loss = module(*inputs[:count])
+        loss += inputs[0].sum()
+        found += [x.detach_().add_(1).isfinite().all().item() for x in gradients]
+    return found
+
+
+def test_losses_and_gradients_may_be_changed_in_place():
+    for found in processes().run(2, changed_in_place):
+        assert len(found) == 6 and all(found)

@@ -139,6 +139,13 @@ def test_refusals_say_what_was_expected():
     ]:
         with pytest.raises(ValueError, match=message):
             op(x, x, one, 0, *arguments, True, True, True)
+    for total, error, message in [
+        (torch.zeros(3, 4).t(), ValueError, "total: expected .*, got .*, not contiguous"),
+        (torch.zeros(5, 3), ValueError, r"total: expected \[4, 3\].*, got \[5, 3\]"),
+        (x.double(), TypeError, "total: expected Float, got Double"),
+    ]:
+        with pytest.raises(error, match=message):
+            torch.ops.tilewise.sigmoid_block_added(x, x, one, None, 0, total, True, True, True)
 
 
 @pytest.mark.parametrize("name", [b for b in BACKENDS if b != "reference"])
@@ -155,3 +162,13 @@ def test_opcheck(name):
         (x, y, scale, 1, *sums[:2], *weights, True, False, True), test_utils=tests,
     )
     torch.library.opcheck(ops.itc_block_means.default, (x, y, scale, True), test_utils=tests)
+    if name == "cpu":
+        total = torch.zeros(4, 3)
+        torch.library.opcheck(
+            ops.sigmoid_block_added.default,
+            (x, y, scale, None, 0, total, True, True, False), test_utils=tests,
+        )
+        torch.library.opcheck(
+            ops.clip_block_added.default,
+            (x, y, scale, 1, *sums[:2], *weights, total, True, True), test_utils=tests,
+        )

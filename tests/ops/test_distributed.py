@@ -26,12 +26,13 @@ def block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 @contextlib.contextmanager
 def long(rows: int, piece: int = _ring.PIECE):
     """Blocks of more rows go round in parts; pieces of so many are worth a call."""
-    before = distributed.LONGEST, _ring.PIECE
-    distributed.LONGEST, _ring.PIECE = rows, piece
+    before = distributed.LONGEST, distributed.LONGEST_ON_CPU, _ring.PIECE
+    distributed.LONGEST = distributed.LONGEST_ON_CPU = rows
+    _ring.PIECE = piece
     try:
         yield
     finally:
-        distributed.LONGEST, _ring.PIECE = before
+        distributed.LONGEST, distributed.LONGEST_ON_CPU, _ring.PIECE = before
 
 
 def circulated(route: str, pieces: int, longest: int):
@@ -151,8 +152,8 @@ def test_receives_are_posted_before_data_are_sent():
 
 
 def losses_of_long_blocks(longest: int, piece: int):
-    """Loss and gradients of this process's 7 pairs, by four losses."""
-    group, found = dist.group.WORLD, []
+    """Loss and gradients of this process's pairs, by four losses."""
+    group, found, rows = dist.group.WORLD, [], (7, 0, 4)[dist.get_rank()]
     generator = torch.Generator().manual_seed(dist.get_rank())
     with long(longest, piece):
         for loss in (
@@ -163,7 +164,7 @@ def losses_of_long_blocks(longest: int, piece: int):
             lambda x, y: tw.nn.InfoNCELoss(0.2, group=group)(x, y),
             lambda x, y: tw.nn.InfoNCELoss(0.2, label_smoothing=0.1, group=group)(x, y),
         ):  # fmt: skip
-            x, y = (torch.randn(7, 5, generator=generator).requires_grad_() for _ in range(2))
+            x, y = (torch.randn(rows, 5, generator=generator).requires_grad_() for _ in range(2))
             value = loss(x, y)
             found += [value.detach(), *torch.autograd.grad(value, (x, y))]
     return found

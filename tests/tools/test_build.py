@@ -1,6 +1,7 @@
 """The build: what gets into an sdist and a wheel, what they require, and what a failure says."""
 
 import filecmp
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -201,9 +202,8 @@ def test_no_shared_code_needs_a_newer_cpu(setup):
         assert not shared, f"{path.name}: {shared}"
 
 
-# A wheel's name may lack what torch says of itself: "+cu130".
 RUNNING = {
-    "torch": torch.__version__.split("+")[0], "python": "{}.{}".format(*sys.version_info),
+    "torch": importlib.metadata.version("torch"), "python": "{}.{}".format(*sys.version_info),
     "failure": None,
 }
 
@@ -214,10 +214,14 @@ RUNNING = {
     ({"torch": "2.9.1", "python": "3.11", "failure": None}, ImportError("undefined symbol"),
      r"was built for torch 2.9.1 \(Python 3.11\), running torch .*; `pip .* builds it for this"),
     (RUNNING, ImportError("undefined symbol"), "does not load: undefined symbol"),
+    (RUNNING | {"torch": torch.__version__.split("+")[0] + "+cu99"}, ImportError("undefined"),
+     r"was built for torch \S+\+cu99"),
 ])
 def test_a_missing_extension_is_explained(tmp_path, monkeypatch, record, error, message):
     monkeypatch.setattr(_extension, "_HERE", tmp_path / "site-packages/tilewise")
     _extension._HERE.mkdir(parents=True)
+    # A wheel's name may lack what torch says of itself.
+    monkeypatch.setattr(torch, "__version__", torch.__version__.split("+")[0] + "+cu130")
     if record:
         (_extension._HERE / "_build.json").write_text(json.dumps(record))
     assert re.search(message, _extension._explain(error))

@@ -98,7 +98,7 @@ def clip(
         gradients[2] = None if d_scale is None else d_scale * world
     else:
         parts = torch.stack([loss, loss.new_zeros(()) if d_scale is None else d_scale.double()])
-        loss, total = peers.table(parts).sum(0)
+        loss, total = (x.clone() for x in peers.table(parts).sum(0))  # no views of one tensor
         gradients[2] = None if d_scale is None else total
     gradients[2] = None if gradients[2] is None else gradients[2].to(scale.dtype)
     return loss.to(scale.dtype), gradients
@@ -208,12 +208,13 @@ def device_of(*features: Tensor) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def _scaled(grad: Tensor, gradient: Tensor, of: Tensor) -> Tensor:
-    """A gradient times `grad`: where it is, if nobody will read it again."""
+def _scaled(grad: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients times `grad`: where they are, if nobody will read them again."""
     again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
-    if again or gradient.dtype != of.dtype:
-        return torch.ops.tilewise.scale_gradients(grad, [gradient], [of])[0]
-    return gradient.mul_(grad).view_as(of)
+    if again or any(x.dtype != of.dtype for x, of in zip(gradients, inputs, strict=True)):
+        return torch.ops.tilewise.scale_gradients(grad, gradients, inputs)
+    torch._foreach_mul_(gradients, grad)
+    return gradients
 
 
 class _Finished(torch.autograd.Function):
@@ -230,9 +231,7 @@ class _Finished(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         n, saved = len(ctx.places), ctx.saved_tensors  # checkpointing lets them be read once
-        scaled = [
-            _scaled(grad, x, of) for x, of in zip(saved[:n], saved[n:], strict=True)
-        ]
+        scaled = _scaled(grad, list(saved[:n]), list(saved[n:]))
         result = [None] * ctx.count
         for i, x in zip(ctx.places, scaled, strict=True):
             result[i] = x
