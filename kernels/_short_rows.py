@@ -39,7 +39,8 @@ class Tile(NamedTuple):
 
 def choose_tile(rows: int, cols: int, strides: Iterable[int], arch: str) -> Tile | None:
     """For rows of `cols` columns, `strides` apart; None if they are too long."""
-    aligned = all(n % 16 == 0 for n in (cols, *strides))
+    # Kernels multiply by `unit` in 32 bits.
+    aligned = all(n % 16 == 0 and n < 2**31 for n in (cols, *strides))
     if cols > (_rows.LONGEST if aligned else _rows.LONGEST // 2):
         return None
     whole = WHOLE.value, WHOLE.value

@@ -243,13 +243,14 @@ def gumbel_softmax(
         rows, cols = x.shape
         y = x.new_empty(rows, cols)
         tile = _short_rows.choose_tile(rows, cols, x.stride()[:1], arch)
+        half = _rows.longest(cols if x.stride(0) % 16 == 0 else 1)
         if tile is not None and y.numel():
             sample_rows[(tile.programs,)](
                 x, y, tau, seed, rows, row_offset, *tile.units(cols, x.stride(0)), x.stride(1),
                 HARD=hard, **tile.constants(),
             )
-        elif y.numel() and not hard and cols <= 2 * _rows.longest(cols):
-            wide = _rows.choose_tile(cols, arch, _rows.longest(cols))
+        elif y.numel() and not hard and cols <= 2 * half:
+            wide = _rows.choose_tile(cols, arch, half)
             sample_halved_row[(rows,)](
                 x, y, tau, seed, rows, row_offset, cols, *x.stride(), COLS=wide.cols,
                 num_warps=wide.warps,

@@ -121,6 +121,24 @@ def test_a_row_has_the_same_bits_in_every_tile(monkeypatch):
         assert torch.equal(sample(x[5:], row_offset=5, hard=hard), y[5:])
 
 
+@pytest.mark.parametrize("stride, halves", [(96, True), (97, False), (112, True)])
+def test_halves_are_of_aligned_rows(small_tiles, stride, halves):
+    """Others take more registers, whatever the number of columns."""
+    x = torch.randn(3, stride)[:, :96]
+    outputs = {kernels.sample_halved_row: ["y_ptr"], _gumbel_blocks.sample_blocks: ["y_ptr"]}
+    with checked(outputs) as launches:
+        y = sample(x)
+    assert [launch.kernel == "sample_halved_row" for launch in launches] == [halves]
+    torch.testing.assert_close(y, sample(x.contiguous()), rtol=2e-6, atol=4e-6)
+
+
+def test_long_strides_are_no_multiples_of_a_unit():
+    """Kernels multiply by it in 32 bits, in which what is divided by it fits up to 2^35."""
+    for stride, unit in ((2**31 - 16, 16), (2**31, 1), (2**35 - 16, 1)):
+        assert _short_rows.choose_tile(2, 128, [128, stride], "sm_90").unit == unit
+    assert _short_rows.choose_tile(2, 8192, [2**31], "sm_90") is None
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
 @pytest.mark.parametrize("rows, cols", [(1, 1), (9, 16), (2, 48), (1, 80), (1, 130)])
@@ -129,12 +147,14 @@ def test_memory_accesses(small_tiles, rows, cols, hard, dtype):
     x, dy = wide[:, ::2][:, :cols], torch.randn(1, cols).to(dtype).expand(rows, -1)
     forward = {kernels.sample_rows: ["y_ptr"]}
     backward = {kernels.differentiate_rows: ["out_ptr", "part_ptr"]}
-    if _short_rows.choose_tile(rows, cols, x.stride()[:1], "interpreter") is None:
+    stride = _rows.as_rows(x, 1).stride(0)
+    if _short_rows.choose_tile(rows, cols, [stride], "interpreter") is None:
         forward = {
             _gumbel_blocks.measure_blocks: ["top_ptr", "index_ptr", "total_ptr"],
             _gumbel_blocks.sample_blocks: ["y_ptr"],
         }
-        if not hard and cols <= 2 * _rows.longest(cols):
+        half = _rows.longest(cols if stride % 16 == 0 else 1)
+        if not hard and cols <= 2 * half:
             forward = {kernels.sample_halved_row: ["y_ptr"]}
     if cols > kernels.LONGEST_WITH_TAU:
         backward = {
