@@ -292,7 +292,11 @@ def search(
     minima = launch_filter(z, bounds, packed, plan)
     left = launch_recheck(x, codebook, metric, mask, packed, norm, bounds, minima, *rest)
     launch_brute(x, codebook, metric, mask, left, *rest)
-    kind = x.device, x.dtype, codebook.dtype, x.shape, index.shape[2], metric, mask is None
+    apart = [stride % 16 for stride in (*strides(x), *strides(codebook))]  # what binaries know
+    kind = (
+        x.device, x.dtype, codebook.dtype, len(x), *apart, codebook.shape[1:], index.shape[2],
+        metric, mask is None,
+    )
     if plan.arch == "interpreter" or not _common.is_new(brute, *kind, plan.tile):
         return
     # What a smaller batch launches instead is compiled now.
@@ -339,14 +343,17 @@ def _nearest_code(x, codebook, metric, k, mask, memory):
     arch = _common.architecture(x.device)
     plan = plan_for(arch, k)
     packed, small = None, SMALL.get(arch, DEFAULT_SMALL)
+    codes = codebook.shape[1]
+    # Longer lists are not merged: one program would search all codes alone.
+    shared = k <= LONGEST_SHARED or codes * dim <= ALONE
     # To pack a codebook is to compute with it in float64, too: for few rows `brute` does no more.
-    alone = small > 0 and memory is None and heads * rows <= plan.blocks.brute_rows
-    if dim < WIDEST and x.numel() * codebook.shape[1] > small and not alone:
+    few = small > 0 and memory is None and heads * rows <= plan.blocks.brute_rows
+    if dim < WIDEST and x.numel() * codes > (small if shared else 0) and not (few and shared):
         packed = pack(codebook, metric, plan) if memory is None else Packed.from_bytes(
             memory, codebook, plan
         )
     processors = _common.processors(x.device, arch)
-    plan = plan.of(plan.tiles.choose(rows, heads * codebook.shape[1], processors))
+    plan = plan.of(plan.tiles.choose(rows, heads * codes, processors))
     for h, r in chunks(heads, rows, packed, plan.tile):
         search(
             x[h, r], codebook[h], metric, None if mask is None else mask[h, r],

@@ -23,7 +23,7 @@ ALL_MERGED = ["index_ptr", "distance_ptr", "all_left_ptr"]
 NAN, INF = float("nan"), float("inf")
 
 
-def programs_of(rows, codes, dim):
+def programs_of(rows, codes, dim, k=1, heads=1):
     """How many programs each kernel that does most of the work has on an H100."""
     programs = {}
 
@@ -31,13 +31,13 @@ def programs_of(rows, codes, dim):
         if not warmup:
             programs[kernel.fn.__name__] = math.prod(grid)
 
-    x, codebook = (torch.empty(1, n, dim, device="meta") for n in (rows, codes))
+    x, codebook = (torch.empty(heads, n, dim, device="meta") for n in (rows, codes))
     with (
         mock.patch.object(_common, "architecture", lambda device: "sm_90"),
         mock.patch.object(InterpretedFunction, "run", note),
         mock.patch.object(JITFunction, "run", note),
     ):
-        kernels._nearest_code(x, codebook, "l2", 1, None, None)
+        kernels._nearest_code(x, codebook, "l2", k, None, None)
     return programs
 
 
@@ -45,16 +45,39 @@ def programs_of(rows, codes, dim):
 @pytest.mark.parametrize("codes", [64, 1024, 16384, 262144])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_few_rows_have_many_programs(rows, codes, dim):
-    """As many as codes allow, up to several a processor: 16 codes a row, or 128 in a tile."""
+    """As many as codes allow, up to several a processor: 16 codes a row, or a tile for 128."""
     programs = programs_of(rows, codes, dim)
     if "filter_tile" in programs:
         assert rows > 4 and rows * codes * dim > kernels.DEFAULT_SMALL
-        assert programs["filter_tile"] >= codes // 128
+        assert programs["filter_tile"] == -(-codes // 128)
         assert programs["recheck"] >= min(rows * codes // 2**13, 132)
     elif codes * dim > kernels.ALONE:
         assert programs["brute_shares"] >= min(-(-rows // 4) * codes // 32, 4 * 132)
     else:
         assert programs == {"brute": -(-rows // 4)}
+
+
+@pytest.mark.parametrize("k", [17, 32])
+@pytest.mark.parametrize("codes, dim", [(512, 64), (513, 64), (262144, 64), (8192, 4096)])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_long_lists_are_not_searched_alone(rows, codes, dim, k):
+    """One program would search all codes, since lists are not merged: the filter shares them."""
+    programs = programs_of(rows, codes, dim, k)
+    if codes * dim > kernels.ALONE:
+        assert programs["filter_tile"] == -(-codes // 128)
+    else:
+        assert programs == {"brute": -(-rows // 4)}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_batches_are_prepared_for_once(monkeypatch, heads):
+    """Whatever their rows; for a codebook of another size, whose codes may be shared, again."""
+    monkeypatch.setattr(_common, "prepared", set())
+    for codes in (1000, 32768):
+        before = len(_common.prepared)
+        for rows in (3000, 2999, 3001):
+            programs_of(rows, codes, 64, heads=heads)
+            assert len(_common.prepared) == before + 1
 
 
 @pytest.mark.parametrize("k", [1, 3, 16, 17])

@@ -115,8 +115,11 @@ def binaries(op: str, arch: str) -> dict[str, dict[str, tuple]]:
     return found
 
 
-def anew(op: str, arch: str) -> list[str]:
-    """What a smaller batch compiles when one of the largest was run: kernels, with its rows."""
+def anew(op: str, arch: str, together: bool) -> list[str]:
+    """What a smaller batch compiles when one of the largest was run: kernels, with its rows.
+
+    `together`: after those of other depths and codebooks, in one process.
+    """
     from tests.triton_tools import offline
     from tilewise.kernels import _common
 
@@ -125,16 +128,19 @@ def anew(op: str, arch: str) -> list[str]:
         if op not in CONTRASTS or rows == rest[0]:
             batches[tuple(rest[op in CONTRASTS :])][rows] = call
     found = []
+    known: set[str] = set()
+    _common.prepared.clear()
     with offline.launching_for(arch, compiling=False) as launched:
         for rest, sizes in batches.items():
-            _common.prepared.clear()
-            launched.prepared.clear()
-            known: set[str] = set()
+            if not together:
+                _common.prepared.clear()
+                launched.prepared.clear()
+                known.clear()
             for rows in sorted(sizes, reverse=True):
                 launched.clear()
                 sizes[rows]()
                 made = {launch.made_from: launch.name for launch in launched}
-                new = made.keys() - known if known else set()
+                new = made.keys() - known if rows < max(sizes) else set()
                 found += [f"{made[x]} {rows} of {rest}" for x in new]
                 known |= made.keys() | launched.prepared
     return found
@@ -150,7 +156,8 @@ def main() -> int:
     torch.set_num_threads(1)
     for op in [options.op] if options.op else OPS:
         if options.anew:
-            print(op, *anew(op, options.arch), sep="\n  ", flush=True)
+            found = anew(op, options.arch, False) + anew(op, options.arch, True)
+            print(op, *dict.fromkeys(found), sep="\n  ", flush=True)
             continue
         for kernel, made in binaries(op, options.arch).items():
             sizes = "  " + ", ".join("x".join(map(str, x)) for x in made.values())
