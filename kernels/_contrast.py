@@ -266,7 +266,8 @@ class Launch(NamedTuple):
     def multiplied(self, chunk: Chunk, room: Tensor | None) -> Chunk:
         """The chunk, with its dots in `room` if the library multiplies and hasn't done so.
 
-        Gradients may be stored over them: a thread stores what it alone has loaded.
+        Gradients may be stored over them: each element is loaded once, by one program, and what is
+        stored over it is made of it.
         """
         if not self.by_library or chunk.dots is not None:
             return chunk
@@ -299,13 +300,14 @@ class Launch(NamedTuple):
         if self.arch == "interpreter":
             return
         given = tuple(x is None for x in operands)
+        strides = arguments[4:7] if chunk.dots is None else chunk.dots.stride(0) % 16
         like = (
-            chunk.image.device, chunk.image.dtype, self, even, *arguments[4:7], given,
-            *constants.values(),
+            chunk.image.device, chunk.image.dtype, self, even, strides, given, *constants.values(),
         )
         if not _common.is_new(kernel, like):
             return
-        for tile in self.tiles[self.tiles.index(self.tile) + (not even) :]:
+        smaller = dict.fromkeys(self.tiles[self.tiles.index(self.tile) :])
+        for tile in smaller if even else list(smaller)[1:]:
             launch = self._replace(tile=tile)
             arguments, options = launch._arguments(kernel, chunk, operands, limited)
             kernel.warmup(*arguments, grid=(1,), EVEN=False, **constants, **options)

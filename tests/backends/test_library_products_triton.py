@@ -11,6 +11,7 @@ from tests.common.contrastive_cases import ids
 from tests.triton_tools.checker import checked
 from tilewise.kernels import _common
 from tilewise.kernels._contrast import Launch
+from tilewise.kernels._contrast_chunks import Chunk
 from tilewise.kernels._contrast_tiles import TILES, tiles_for
 
 every_contrast = pytest.mark.parametrize(
@@ -32,6 +33,40 @@ def test_only_where_there_are_no_matrix_units(arch, kind, expected):
     tiles = tiles_for(TILES, arch, kind)
     assert Launch(arch, kind, tiles, tiles.large).by_library == expected
     assert (len(set(tiles)) == 1) == (expected and arch != "interpreter")
+
+
+class Warmed:
+    """In place of a kernel: which tiles are compiled beside the one that is launched."""
+
+    arg_names = ()
+
+    def __init__(self):
+        self.tiles = []
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+    def warmup(self, *arguments, TILE_M, TILE_N, **options):
+        self.tiles.append((TILE_M, TILE_N))
+
+
+@pytest.mark.parametrize("kind, full, ragged", [
+    ("ieee", [(64, 64)], []), ("half", [(128, 128), (64, 64), (32, 128)], [(64, 64), (32, 128)]),
+])
+def test_each_smaller_tile_is_prepared_once(monkeypatch, kind, full, ragged):
+    """Of batches of any size, whose dots lie any number of rows apart."""
+    monkeypatch.setattr(_common, "prepared", set())
+    tiles, kernel = tiles_for(TILES, "sm_80", kind), Warmed()
+    launch = Launch("sm_80", kind, tiles, tiles.large)
+    for expected, sizes in ((full, (128, 256)), (full + ragged, (100, 200))):
+        for size in sizes:
+            x = torch.empty(size, 64, device="meta")
+            chunk = Chunk(slice(0, size), slice(0, size), x, x, 0, None, None)
+            if launch.by_library:
+                room = torch.empty(320, 64 * -(-size // 64), device="meta")
+                chunk = launch.multiplied(chunk, room)
+            launch.run(kernel, chunk)
+        assert kernel.tiles == expected
 
 
 @every_contrast
