@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tests.common import fresh
 from tests.triton_tools import figures, gate, interpreter, product_loops
 from tests.triton_tools.checker import checked
 
@@ -196,6 +197,19 @@ def test_the_loop_of_a_product_is_found():
     code = f"\n.L_x_1:\n{add}{turn.format(1)}\n.L_x_2:\n{add * 3}{turn.format(2)}{turn.format(3)}"
     loop = product_loops.loop_of(f"{code}\n.L_x_3:\n{add * 5}")
     assert product_loops.INSTRUCTION.findall(loop) == ["FFMA"] * 3 + ["BRA"]
+
+
+def test_loops_are_of_products_with_several_tiles():
+    result = fresh.run("""
+from tests.triton_tools import product_loops
+found = list(product_loops.launches("sm_90", compiling=False))
+assert len(found) >= len(product_loops.CASES) + 2 * len(product_loops.TILES)
+assert all(launch.products or "transposed" in name for name, launch in found)
+for kernel in ("sigmoid_tile ", "transposed "):
+    of_tiles = [launch.made_from for name, launch in found if name.startswith(kernel)]
+    assert len(set(of_tiles)) == len(product_loops.TILES), of_tiles
+""", TRITON_INTERPRET="0")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_gate():

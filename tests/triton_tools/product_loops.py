@@ -20,7 +20,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 
 from tests.triton_tools.figures import figures, nvidia_tool
-from tilewise.kernels import _contrast
+from tilewise.kernels import _contrast, _contrast_tiles
 from tilewise.kernels._common import Tile
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -144,22 +144,22 @@ def transposed_product(
     tl.store(out_ptr + i[:, None].to(tl.int64) * out_stride + j[None, :], dots)
 
 
-def binaries(arch: str) -> Iterator[tuple[str, CompiledKernel]]:
+def launches(arch: str, compiling: bool = True) -> Iterator[tuple]:
+    """What a product is, and its `offline.Launched`."""
     from tests.triton_tools import cases, offline
 
     unused = mock.patch.object(_contrast.Launch, "by_library", False)
-    with unused, offline.launching_for(arch) as launched:
-        def sigmoid_with(tile: Tile) -> CompiledKernel:
+    with unused, offline.launching_for(arch, compiling) as launched:
+        def sigmoid_with(tile: Tile):
             launched.clear()
-            with mock.patch.dict(_contrast.DEFAULT_TILES, ieee=tile):
+            with mock.patch.dict(_contrast_tiles.DEFAULT_TILES, ieee=tile):
                 dict(cases.sigmoid_loss(arch))["float32 ieee aligned gradients"][0]()
-            return launched[0].binary
+            return launched[0]
 
         for op, case in CASES.items():
             launched.clear()
             dict(getattr(cases, op)(arch))[case][0]()
-            first = {launch.name: launch.binary for launch in launched if launch.products}
-            yield from first.items()
+            yield from {launch.name: launch for launch in launched if launch.products}.items()
         for tile in TILES:
             name = f"{tile.rows} x {tile.cols} x {tile.depth}, {tile.warps} warps"
             yield f"sigmoid_tile {name}", sigmoid_with(tile)
@@ -169,14 +169,14 @@ def binaries(arch: str) -> Iterator[tuple[str, CompiledKernel]]:
                 x, x, x, *[256] * 6, TILE_M=tile.rows, TILE_N=tile.cols, TILE_K=tile.depth,
                 num_warps=tile.warps, num_stages=tile.stages,
             )
-            yield f"transposed {name}", launched[0].binary
+            yield f"transposed {name}", launched[0]
 
 
 def main() -> None:
     print(f"{'':44} FFMA  all  LDS.128  clocks  by issue  by shared memory  stack  programs")
     for arch in ARCHITECTURES:
-        for name, binary in binaries(arch):
-            loop, found = Loop.of(binary, arch), figures(binary, arch)
+        for name, launch in launches(arch):
+            loop, found = Loop.of(launch.binary, arch), figures(launch.binary, arch)
             print(
                 f"{arch:7}{name:36}{loop.multiply_adds:6}{loop.instructions:6}{loop.loads:6}"
                 f"{loop.clocks:8}{math.floor(100 * loop.by_issue):9} %"
