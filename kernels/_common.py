@@ -51,7 +51,7 @@ class Tiles(NamedTuple):
         `few` where one tile of it has all rows: a larger tile would compute and store mostly what
         is thrown away, and columns are then what there is to share out. `large` where there is one
         for every processor: it reads each feature the fewest times. Else `small`, of which there
-        are four times as many. D plays no part: it makes programs longer, not more.
+        are two to four times as many. D plays no part: it makes programs longer, not more.
         """
         if rows <= self.few.rows:
             return self.few
