@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -41,16 +41,19 @@ Task = tuple[str, str]  # op, architecture
 Table = dict[Key, dict]
 
 
-def rows_of(op: str, arch: str, wanted: Collection[Key] | None) -> list[dict]:
+def rows_of(op: str, arch: str, wanted: Mapping[Key, str] | None) -> list[dict]:
     """One row for each kernel that a case of the op launches on `arch`.
 
     Of those that are wanted, with figures; without `wanted` all, without figures.
+
+    Args:
+        wanted: what each row is made from, by its key.
     """
     from tests.triton_tools import cases, offline  # which refuse to be imported to interpret
 
     torch.set_num_threads(1)
     rows = []
-    with offline.launching_for(arch, compiling=wanted is not None) as launched:
+    with offline.launching_for(arch, set((wanted or {}).values())) as launched:
         for case, calls in getattr(cases, op)(arch):
             if wanted is not None and not any(key[2] == case for key in wanted):
                 continue
@@ -91,16 +94,17 @@ def compiled(keys: Collection[Key], rows: Table, owner: dict[Key, Task]) -> Iter
     alike: dict[str, list[Key]] = {}
     for key in keys:
         alike.setdefault(rows[key]["made_from"], []).append(key)
-    for row in _compiled([same[0] for same in alike.values()], owner):
+    for row in _compiled({same[0]: made for made, same in alike.items()}, owner):
         found = {name: row[name] for name in FIGURES if name != "binaries"}
         yield from (rows[key] | found for key in alike[row["made_from"]])
 
 
-def _compiled(keys: Collection[Key], owner: dict[Key, Task]) -> Iterator[dict]:
+def _compiled(wanted: dict[Key, str], owner: dict[Key, Task]) -> Iterator[dict]:
     """The rows of these keys; many in as many processes as there are cores."""
-    cases: dict[tuple[Task, str], set[Key]] = {}  # one at a time, so that cores are busy to the end
-    for key in keys:
-        cases.setdefault((owner[key], key[2]), set()).add(key)
+    # One case at a time, so that cores are busy to the end.
+    cases: dict[tuple[Task, str], dict[Key, str]] = {}
+    for key, made_from in wanted.items():
+        cases.setdefault((owner[key], key[2]), {})[key] = made_from
     arguments = [[task[0] for task, _ in cases], [task[1] for task, _ in cases], cases.values()]
     if len(cases) <= FEW:
         yield from itertools.chain.from_iterable(map(rows_of, *arguments))

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
@@ -101,8 +101,10 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def launching_for(arch: str, compiling: bool = True) -> Iterator[Launches]:
-    """Yields a list that every launch inside the block is added to, compiled if that is asked for.
+def launching_for(arch: str, compiling: Container[str] | None = None) -> Iterator[Launches]:
+    """Yields a list that every launch inside the block is added to.
+
+    Those are compiled that are made from one of `compiling`; all, if it is None.
 
     What is compiled and not launched is not added, but to the list's attribute `prepared`.
     Launchers are called as they are, on CPU tensors; what they compute is meaningless.
@@ -118,7 +120,8 @@ def launching_for(arch: str, compiling: bool = True) -> Iterator[Launches]:
         if warmup:
             launched.prepared.add(made_from)
             return
-        binary = run(self, *args, grid=grid, warmup=True, **kwargs) if compiling else None
+        wanted = compiling is None or made_from in compiling
+        binary = run(self, *args, grid=grid, warmup=True, **kwargs) if wanted else None
         products = "tl.dot(" in sources(self)
         launched.append(Launched(self.fn.__name__, made_from, products, binary))
 

@@ -106,7 +106,7 @@ def binaries(op: str, arch: str) -> dict[str, dict[str, tuple]]:
     from tests.triton_tools import offline  # which refuses to be imported to interpret
 
     found: dict[str, dict[str, tuple]] = collections.defaultdict(dict)
-    with offline.launching_for(arch, compiling=False) as launched:
+    with offline.launching_for(arch, compiling=()) as launched:
         for sizes, call in OPS[op]():
             launched.clear()
             call()
@@ -130,7 +130,7 @@ def anew(op: str, arch: str, together: bool) -> list[str]:
     found = []
     known: set[str] = set()
     _common.prepared.clear()
-    with offline.launching_for(arch, compiling=False) as launched:
+    with offline.launching_for(arch, compiling=()) as launched:
         for rest, sizes in batches.items():
             if not together:
                 _common.prepared.clear()
