@@ -55,7 +55,7 @@ FEW_TILES = {
 DEFAULT_FEW_TILES = {
     "half": Tile(32, 128, 32, pieces=2, warps=4, stages=3),
     "tf32": Tile(32, 128, 16, pieces=2, warps=4, stages=3),
-    "tf32x3": Tile(32, 64, 16, pieces=1, warps=4, stages=2),
+    "tf32x3": Tile(32, 64, 16, pieces=1, warps=4, stages=3),
     "ieee": Tile(32, 64, 32, pieces=1, warps=4, stages=2),
 }
 

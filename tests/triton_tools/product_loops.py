@@ -149,7 +149,7 @@ def launches(arch: str, compiling: bool = True) -> Iterator[tuple]:
     from tests.triton_tools import cases, offline
 
     unused = mock.patch.object(_contrast.Launch, "by_library", False)
-    with unused, offline.launching_for(arch, compiling) as launched:
+    with unused, offline.launching_for(arch, None if compiling else ()) as launched:
         def sigmoid_with(tile: Tile):
             launched.clear()
             with mock.patch.dict(_contrast_tiles.DEFAULT_TILES, ieee=tile):
