@@ -187,10 +187,15 @@ def eager_gumbel_softmax(logits, tau=1.0, hard=False, dim=-1, noise=None):
     return torch.zeros_like(y).scatter_(dim, index, 1.0) - y.detach() + y
 
 
+def clamped(x, lowest, highest):
+    """x.clamp(lowest, highest); at the bounds torch's own has a gradient up to 2.13 only."""
+    return torch.where((x < lowest) | (x > highest), x.detach().clamp(lowest, highest), x)
+
+
 def eager_gaussian_sample(mean, logvar, noise, logvar_range=None):
     """The lines that users write."""
     if logvar_range is not None:
-        logvar = logvar.clamp(*logvar_range)
+        logvar = clamped(logvar, *logvar_range)
     z = mean + torch.exp(0.5 * logvar) * noise.to(mean.dtype)
     terms = mean.square() + logvar.exp() - 1 - logvar
     return z, 0.5 * row_sums(terms.expand(z.shape))

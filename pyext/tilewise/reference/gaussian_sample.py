@@ -32,7 +32,7 @@ def gaussian_sample(
     with no_autocast(mean):
         m, v = torch.broadcast_tensors(mean.to(exact_dtype(mean)), logvar.to(exact_dtype(mean)))
         if logvar_range is not None:
-            v = v.clamp(*logvar_range)
+            v = _clamped(v, *logvar_range)
         rows = m.shape[0]
         cols = m.numel() // max(rows, 1)
         noise = _philox.gaussian(_numbers.seed(seed, m.device), rows, cols, row_offset)
@@ -40,3 +40,8 @@ def gaussian_sample(
         terms = (m.square() + torch.expm1(v) - v) / 2  # >= 0, each of them
         kl = terms.reshape(rows, cols).sum(1)
         return GaussianSample(z.to(mean.dtype), kl.to(accumulate_dtype(mean)))
+
+
+def _clamped(x: Tensor, lowest: float, highest: float) -> Tensor:
+    """x.clamp(lowest, highest); at the bounds torch's own has a gradient up to 2.13 only."""
+    return torch.where((x < lowest) | (x > highest), x.detach().clamp(lowest, highest), x)
