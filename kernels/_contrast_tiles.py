@@ -35,10 +35,7 @@ DEFAULT_TILES = {
 }
 # Of every kernel, compiled for rows and columns that need not fill them: see `Tiles.choose`.
 SMALL_TILES = {
-    ("interpreter", "half"): Tile(16, 16, 16, pieces=1, warps=1, stages=1),
-    ("interpreter", "ieee"): Tile(16, 16, 16, pieces=1, warps=1, stages=1),
-    ("interpreter", "tf32"): Tile(16, 16, 16, pieces=1, warps=1, stages=1),
-    ("interpreter", "tf32x3"): Tile(16, 16, 16, pieces=1, warps=1, stages=1),
+    ("interpreter", kind): Tile(16, 16, 16, pieces=1, warps=1, stages=1) for kind in DEFAULT_TILES
 }
 DEFAULT_SMALL_TILES = {
     "half": Tile(64, 64, 32, pieces=2, warps=4, stages=3),
@@ -47,10 +44,7 @@ DEFAULT_SMALL_TILES = {
     "ieee": Tile(32, 64, 32, pieces=1, warps=4, stages=2),
 }
 FEW_TILES = {
-    ("interpreter", "half"): Tile(16, 32, 16, pieces=2, warps=1, stages=1),
-    ("interpreter", "ieee"): Tile(16, 32, 16, pieces=2, warps=1, stages=1),
-    ("interpreter", "tf32"): Tile(16, 32, 16, pieces=2, warps=1, stages=1),
-    ("interpreter", "tf32x3"): Tile(16, 32, 16, pieces=2, warps=1, stages=1),
+    ("interpreter", kind): Tile(16, 32, 16, pieces=2, warps=1, stages=1) for kind in DEFAULT_TILES
 }
 DEFAULT_FEW_TILES = {
     "half": Tile(32, 128, 32, pieces=2, warps=4, stages=3),
